@@ -1,0 +1,1 @@
+"""Everything across a process boundary: sandboxes, the environments inside them, trainers queues."""

@@ -1,0 +1,1 @@
+"""The environments that ship with the project, and the catalogue that finds them."""

@@ -1,0 +1,1 @@
+"""Mechanism: what runs when, exactly once."""

@@ -1,0 +1,119 @@
+"""The error hierarchy, and `boundary()`, the one place where a foreign exception becomes ours.
+
+    RolloutError
+    +-- UsageError              the caller's mistake; the message says what to do (exit code 2 on the command line)
+    |   +-- RunExists           the run directory is unfinished: resume it
+    |   +-- RunBusy             another live process owns the run directory
+    |   +-- SchemaMismatch      a store or journal of another schema version
+    |   +-- EnvironmentChanged  the environment's digest is not the recorded one
+    |   +-- UnknownName         an environment, split, task or policy that does not exist
+    |   +-- Unavailable         exists, but cannot run here; the message says what it needs
+    +-- SandboxError            carries a Failure; the engine decides by its kind
+    |   +-- SandboxLost         the sandbox ended; replay recovers
+    |   +-- SandboxRefused      the sandbox answered with an error; `code` is the wire's
+    +-- PolicyError             the policy failed; carries a Failure
+    +-- StoreError              the store cannot go on (disk full, locked, damaged): the run stops, nothing is lost
+    +-- ClaimLost               an ack, nack or extend of a claim whose lease has passed to another worker
+    +-- ConformanceError        a backend, environment or queue breaks its contract (orchestrator.testing)
+
+Typed errors pass through every boundary unchanged.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from orchestrator.types import Failure, FailureKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class RolloutError(Exception):
+    """The base of every error of this project."""
+
+
+class UsageError(RolloutError):
+    """The caller's mistake. The message says what to do next."""
+
+
+class RunExists(UsageError):
+    """The run directory holds an unfinished run."""
+
+
+class RunBusy(UsageError):
+    """Another live process owns the run directory."""
+
+
+class SchemaMismatch(UsageError):
+    """A file was written by another schema version."""
+
+
+class EnvironmentChanged(UsageError):
+    """The environment is not the one that the run was recorded with."""
+
+
+class UnknownName(UsageError):
+    """A name that does not exist; the message lists those that do."""
+
+
+class Unavailable(UsageError):
+    """It exists but cannot run here; the message says what it needs."""
+
+
+class SandboxError(RolloutError):
+    """A failure on the sandbox's side of the wire."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.kind} at {failure.stage}: {failure.message}")
+        self.failure = failure
+
+
+class SandboxLost(SandboxError):
+    """The sandbox is gone. `suspect` is True where the call that raises was unanswered at the death."""
+
+    def __init__(self, failure: Failure, *, suspect: bool) -> None:
+        super().__init__(failure)
+        self.suspect = suspect
+
+
+class SandboxRefused(SandboxError):
+    """The sandbox answered a call with an error; the session may still live. `code` is the wire's error code."""
+
+    def __init__(self, failure: Failure, *, code: str, retryable: bool) -> None:
+        super().__init__(failure)
+        self.code = code
+        self.retryable = retryable
+
+
+class PolicyError(RolloutError):
+    """The policy failed to decide."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.kind}: {failure.message}")
+        self.failure = failure
+
+
+class StoreError(RolloutError):
+    """The store cannot go on; the message says what to do, and `rollout resume` goes on afterwards."""
+
+
+class ClaimLost(RolloutError):
+    """The lease of a claim ran out and the group went to another worker."""
+
+
+class ConformanceError(RolloutError):
+    """A backend, environment or queue breaks its contract."""
+
+
+@contextmanager
+def boundary(kind: FailureKind, stage: str) -> Iterator[None]:
+    """Turn any exception that is not ours into a PolicyError with `kind`; ours and cancellation pass through."""
+    try:
+        yield
+    except RolloutError:
+        raise
+    except Exception as error:  # noqa: BLE001  # the boundary itself: foreign code may raise anything
+        message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise PolicyError(Failure(kind, stage, message)) from error

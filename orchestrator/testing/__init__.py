@@ -1,0 +1,1 @@
+"""Public conformance kits for backends, environments and queues."""
