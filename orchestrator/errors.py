@@ -114,6 +114,6 @@ def boundary(kind: FailureKind, stage: str) -> Iterator[None]:
         yield
     except RolloutError:
         raise
-    except Exception as error:  # noqa: BLE001  # the boundary itself: foreign code may raise anything
+    except Exception as error:  # the boundary itself: foreign code may raise anything
         message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise PolicyError(Failure(kind, stage, message)) from error

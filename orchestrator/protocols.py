@@ -5,12 +5,13 @@ Units are seconds and bytes. Every coroutine may be cancelled at any await; what
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
     from orchestrator.records import ConversationView
     from orchestrator.types import (
         Decision,

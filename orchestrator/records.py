@@ -15,13 +15,15 @@ exports read the same bytes. Owned by one episode at a time; only ever appended 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
 from orchestrator.errors import SchemaMismatch
 from orchestrator.types import Decision, Evaluation, Generation, Observation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 MAGIC: Final = b"RLOT"
 VERSION: Final = 1
@@ -58,7 +60,9 @@ def read_header(buffer: bytes | bytearray | memoryview) -> tuple[dict[str, str],
         raise SchemaMismatch("a recorded buffer is shorter than its header")
     magic, version, length = _HEADER.unpack_from(buffer, 0)
     if magic != MAGIC or version != VERSION:
-        raise SchemaMismatch(f"a recorded buffer has schema {magic!r}/{version}; this version reads {MAGIC!r}/{VERSION}")
+        raise SchemaMismatch(
+            f"a recorded buffer has schema {magic!r}/{version}; this version reads {MAGIC!r}/{VERSION}"
+        )
     end = _HEADER.size + length
     return orjson.loads(bytes(buffer[_HEADER.size : end])), end
 

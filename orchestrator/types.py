@@ -6,11 +6,12 @@ edges (configuration, HTTP, files). Nothing here imports anything else of the pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 RunId = NewType("RunId", str)
 SandboxId = NewType("SandboxId", str)

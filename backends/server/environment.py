@@ -7,12 +7,14 @@ itself and never touch module globals. `step` and `evaluate` may be plain functi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import orjson
 
 from backends.server.wire import ErrorCode, toolset_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Mapping, Sequence
 
 
 class EnvironmentFault(Exception):
