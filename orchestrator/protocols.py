@@ -115,8 +115,12 @@ class Sandbox(Protocol):
         """Why this sandbox has passed its deadline at monotonic `now`, or None. Cheap: called a few times a second."""
         ...
 
+    def condemn(self, failure: Failure) -> None:
+        """Declare the sandbox lost at once: `lost` is done and every waiting call raises. Idempotent; kills nothing."""
+        ...
+
     def statistics(self) -> SandboxStatistics:
-        """Counts and CPU of this sandbox; cheap."""
+        """Counts of this sandbox; cheap."""
         ...
 
 

@@ -19,9 +19,12 @@ from __future__ import annotations
 import struct
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PROTOCOL: Final = 1
 MAX_BODY: Final = 4 * 1024 * 1024
@@ -74,6 +77,7 @@ class ErrorCode:
     OUT_OF_ORDER: Final = "out_of_order"
     FORBIDDEN: Final = "forbidden"
     BAD_REQUEST: Final = "bad_request"
+    BAD_REWARD: Final = "bad_reward"
 
 
 class WireError(Exception):
@@ -100,7 +104,7 @@ class Answer(NamedTuple):
     body: memoryview
 
 
-def encode(header: list[tuple[int, int, int, int, int]] | list[list[object]], bodies: list[bytes]) -> bytes:
+def encode(header: Sequence[Sequence[object]], bodies: Sequence[bytes]) -> bytes:
     """One frame of calls or replies."""
     head = orjson.dumps(header)
     return b"".join((_LENGTH.pack(len(head)), head, *bodies))

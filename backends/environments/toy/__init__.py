@@ -1,0 +1,1 @@
+"""A tiny environment with scripted faults, for tests and first steps."""

@@ -1,0 +1,163 @@
+"""`python -m backends.server --environment NAME`: a sandbox. Dials out, serves sessions, dies with its owner.
+
+The first line of standard input is a JSON object: `socket` (a unix socket's path) or `url`, `token`, `digest`,
+optional `max_body` (bytes) and `memory_mb`. Standard input stays open for as long as the owner lives: its end, or the
+death of the parent process, ends the server at once. The command line never carries a secret.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import gc
+import importlib
+import os
+import resource
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import orjson
+
+from backends.server.sessions import Sessions
+from backends.server.wire import MAX_BODY, MAX_FRAME, PROTOCOL, Hello, WireError, decode_calls, encode
+
+if TYPE_CHECKING:
+    from backends.server.environment import Environment
+
+FLUSH_S: Final = 0.002
+"""Replies of a long batch leave at least this often, so that the orchestrator works while the batch goes on."""
+FLUSH_BYTES: Final = 256 * 1024
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def main() -> None:
+    """Read the configuration, load the environment, serve until the connection or the owner ends."""
+    parser = argparse.ArgumentParser(prog="python -m backends.server")
+    parser.add_argument("--environment", required=True)
+    parser.add_argument("--run", default="", help="label: the run that owns this server")
+    parser.add_argument("--with-solutions", action="store_true", help="answer for known solutions (replay only)")
+    arguments = parser.parse_args()
+    _die_with_parent()
+    config: dict[str, Any] = orjson.loads(_read_line())
+    if memory_mb := config.get("memory_mb"):
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory_mb) << 20, int(memory_mb) << 20))
+    module = importlib.import_module(f"backends.environments.{arguments.environment}.inside")
+    environment: Environment = module.environment()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    asyncio.run(_serve(environment, config, solutions=arguments.with_solutions))
+
+
+def _read_line() -> bytes:
+    """The first line of standard input, unbuffered: what follows belongs to the watch for its end."""
+    line = bytearray()
+    while byte := os.read(0, 1):
+        if byte == b"\n":
+            return bytes(line)
+        line += byte
+    raise SystemExit("standard input ended before the configuration")
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGKILL at the parent's death (Linux); the pipe's end covers what it misses."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            raise SystemExit("the owner died during start-up")
+
+
+def _owner_gone() -> None:
+    if not os.read(0, 4096):
+        os._exit(0)
+
+
+async def _serve(environment: Environment, config: dict[str, Any], *, solutions: bool) -> None:
+    asyncio.get_running_loop().add_reader(0, _owner_gone)
+    path = config.get("socket")
+    connector = aiohttp.UnixConnector(path) if path else aiohttp.TCPConnector()
+    timeout = aiohttp.ClientWSTimeout(ws_close=5.0)
+    async with (
+        aiohttp.ClientSession(connector=connector) as http,
+        http.ws_connect(
+            config.get("url", "http://orchestrator/"), max_msg_size=MAX_FRAME, compress=0, timeout=timeout
+        ) as socket,
+    ):
+        await socket.send_str(orjson.dumps(_hello(environment, config)._asdict()).decode())
+        await _Connection(environment, socket, config, solutions=solutions).run()
+
+
+def _hello(environment: Environment, config: dict[str, Any]) -> Hello:
+    return Hello(
+        protocol=PROTOCOL,
+        token=config["token"],
+        environment=environment.name,
+        digest=config["digest"],
+        isolation=environment.isolation,
+        deterministic=environment.deterministic,
+        runs_code=environment.runs_code,
+        max_turns=environment.max_turns,
+        pid=os.getpid(),
+    )
+
+
+class _Connection:
+    """Reads frames, runs their calls, sends replies: each as soon as it is done, many a frame."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        socket: aiohttp.ClientWebSocketResponse,
+        config: dict[str, Any],
+        *,
+        solutions: bool,
+    ) -> None:
+        self._socket = socket
+        self._late = asyncio.Event()
+        max_body = int(config.get("max_body", MAX_BODY))
+        self._sessions = Sessions(environment, solutions=solutions, max_body=max_body, wake=self._late.set)
+
+    async def run(self) -> None:
+        late = asyncio.create_task(self._send_late(), name="late-replies")
+        try:
+            async for message in self._socket:
+                if message.type != aiohttp.WSMsgType.BINARY:
+                    raise WireError(f"a {message.type.name} message, not a binary frame")
+                await self._batch(message.data)
+        finally:
+            late.cancel()
+
+    async def _batch(self, frame: bytes) -> None:
+        sessions = self._sessions
+        flush_at = time.monotonic() + FLUSH_S
+        for call in decode_calls(frame):
+            now = time.monotonic()
+            if now >= flush_at or sessions.waiting_bytes >= FLUSH_BYTES:
+                await self._flush()
+                await asyncio.sleep(0)
+                now = time.monotonic()
+                flush_at = now + FLUSH_S
+            sessions.handle(call, now)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        self._sessions.watchdog.disarm()
+        if self._sessions.waiting:
+            header, bodies = self._sessions.take()
+            await self._socket.send_bytes(encode(header, bodies))
+
+    async def _send_late(self) -> None:
+        """Send what steps that wait have answered since."""
+        while True:
+            await self._late.wait()
+            self._late.clear()
+            await self._flush()
+
+
+if __name__ == "__main__":
+    main()

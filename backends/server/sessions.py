@@ -1,0 +1,274 @@
+"""Sessions of one environment inside a sandbox: order, time limits, size caps, and errors as data.
+
+Owns every session of the connection. Always true: a session runs one call at a time; a call runs only in the order of
+its `seq`; an answer leaves for every call but CLOSE. Synchronous steps run under an interval timer with SIGALRM at its
+default action, so that C code which never returns ends the process (no thread would ever get to run); steps that wait
+run as tasks under a timeout of their own. The server loop calls `handle`, and sends what `take` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from backends.server.environment import EnvironmentFault, Grade, Reply
+from backends.server.wire import Call, ErrorCode, Op, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from backends.server.environment import Environment, Session
+
+DEFAULT_TIMEOUT_S: Final = 60.0
+_MESSAGE_CAP: Final = 2000
+
+
+class _Live:
+    """A session and its place in the order of calls."""
+
+    __slots__ = ("busy", "queued", "seq", "session", "timeout_s")
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.seq = 0
+        self.timeout_s = DEFAULT_TIMEOUT_S
+        self.busy: asyncio.Task[None] | None = None
+        self.queued: deque[Call] = deque()
+
+
+class Watchdog:
+    """The interval timer around synchronous work. Re-armed only when a tenth of the limit has passed: a system call a
+    batch, not a call."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def arm(self, now: float, limit_s: float) -> None:
+        """The process dies of SIGALRM unless `disarm` or another `arm` comes within `limit_s` seconds."""
+        until = now + limit_s
+        if until > self._until + limit_s * 0.1 or until < self._until:
+            signal.setitimer(signal.ITIMER_REAL, limit_s)
+            self._until = until
+
+    def disarm(self) -> None:
+        """Called before anything waits."""
+        if self._until:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._until = 0.0
+
+
+class Sessions:
+    """All sessions of one environment, and the replies that wait to be sent."""
+
+    def __init__(self, environment: Environment, *, solutions: bool, max_body: int, wake: Callable[[], None]) -> None:
+        self._environment = environment
+        self._solutions = solutions
+        self._max_body = max_body
+        self._wake = wake
+        """Called when a task, not `handle`, has produced a reply."""
+        self._live: dict[int, _Live] = {}
+        self._announced: set[str] = set()
+        self._header: list[tuple[int, int, float, bool, int]] = []
+        self._bodies: list[bytes] = []
+        self._bytes = 0
+        self.watchdog = Watchdog()
+
+    def handle(self, call: Call, now: float) -> None:
+        """Run a call, or queue it behind its session's running one."""
+        if call.op in _SESSIONLESS:
+            self.watchdog.arm(now, DEFAULT_TIMEOUT_S)
+            self._guard(call, lambda: self._inquire(call))
+            return
+        live = self._live.get(call.session)
+        if live is None:
+            if call.op == Op.CLOSE:
+                return
+            if call.op != Op.OPEN:
+                self._error(call.id, ErrorCode.UNKNOWN_SESSION, f"session {call.session} is not open")
+                return
+            live = self._live[call.session] = _Live()
+        if live.busy is not None:
+            live.queued.append(call._replace(body=memoryview(bytes(call.body))))
+            return
+        self._run(live, call, now)
+
+    def take(self) -> tuple[list[tuple[int, int, float, bool, int]], list[bytes]]:
+        """The replies so far, for one frame; the caller sends them."""
+        header, bodies = self._header, self._bodies
+        self._header, self._bodies, self._bytes = [], [], 0
+        return header, bodies
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of replies not yet taken."""
+        return self._bytes
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are replies not yet taken."""
+        return bool(self._header)
+
+    def _run(self, live: _Live, call: Call, now: float) -> None:
+        if call.op == Op.CLOSE:
+            self._close(call.session, live)
+            return
+        if call.seq != live.seq:
+            self._error(call.id, ErrorCode.OUT_OF_ORDER, f"call {call.seq} of session {call.session}, not {live.seq}")
+            return
+        live.seq += 1
+        self.watchdog.arm(now, live.timeout_s)
+        self._guard(call, lambda: self._perform(live, call))
+
+    def _guard(self, call: Call, work: Callable[[], None]) -> None:
+        """The one place where an environment's exception becomes an error on the wire."""
+        try:
+            work()
+        except EnvironmentFault as fault:
+            self._error(call.id, fault.code, str(fault), retryable=fault.retryable)
+        except Exception as error:  # noqa: BLE001  # an environment may raise anything; other sessions live on
+            self._crash(call, error)
+        if call.op == Op.OPEN and (live := self._live.get(call.session)) is not None and live.session is None:
+            del self._live[call.session]
+
+    def _crash(self, call: Call, error: Exception) -> None:
+        traceback.print_exception(error, limit=20, file=sys.stderr)
+        self._error(call.id, ErrorCode.ENVIRONMENT, f"{type(error).__name__}: {error}")
+
+    def _perform(self, live: _Live, call: Call) -> None:
+        if call.op == Op.OPEN:
+            if live.session is not None:
+                raise EnvironmentFault(ErrorCode.BAD_REQUEST, f"session {call.session} is open already")
+            self._open(live, call)
+            return
+        session = live.session
+        if session is None:
+            raise EnvironmentFault(ErrorCode.UNKNOWN_SESSION, f"session {call.session} is not open")
+        result: Reply | Grade | Awaitable[Reply | Grade]
+        if call.op == Op.STEP:
+            result = session.step(bytes(call.body))
+        elif call.op == Op.EVALUATE:
+            result = session.evaluate(_object(call.body))
+        else:
+            raise EnvironmentFault(ErrorCode.BAD_REQUEST, f"unknown operation {call.op}")
+        if isinstance(result, Reply | Grade):
+            self._answer(call.id, result)
+        elif inspect.isawaitable(result):
+            live.busy = asyncio.create_task(self._wait(live, call, result), name=f"session-{call.session}")
+        else:
+            raise TypeError(f"{type(session).__name__} returned {type(result).__name__}, not a Reply or Grade")
+
+    def _open(self, live: _Live, call: Call) -> None:
+        body = _object(call.body)
+        task, seed, options = body.get("task"), body.get("seed", 0), body.get("options", {})
+        timeout_s = body.get("step_timeout_s", DEFAULT_TIMEOUT_S)
+        if not (isinstance(task, str) and type(seed) is int and isinstance(options, dict)):
+            raise EnvironmentFault(
+                ErrorCode.BAD_REQUEST, "open needs a task (text), a seed (integer), options (object)"
+            )
+        if not (isinstance(timeout_s, float | int) and 0 < timeout_s < math.inf):
+            raise EnvironmentFault(ErrorCode.BAD_REQUEST, "step_timeout_s must be a positive number of seconds")
+        live.timeout_s = float(timeout_s)
+        session, reply = self._environment.open(task, seed, options)
+        live.session = session
+        self._answer(call.id, reply)
+
+    def _inquire(self, call: Call) -> None:
+        body = _object(call.body)
+        if call.op == Op.TASKS:
+            tasks = self._environment.tasks(str(body.get("split", "")))
+            left = {name: {"count": count, "needs": needs} for name, (count, needs) in tasks.left_out.items()}
+            self._reply(call.id, Status.OK, 0.0, False, orjson.dumps({"tasks": list(tasks.ids), "left_out": left}))
+            return
+        if not self._solutions:
+            raise EnvironmentFault(ErrorCode.FORBIDDEN, "this server was not started with --with-solutions")
+        actions = self._environment.solution(str(body.get("task", "")))
+        self._reply(call.id, Status.OK, 0.0, False, orjson.dumps([action.decode() for action in actions]))
+
+    async def _wait(self, live: _Live, call: Call, result: Awaitable[Reply | Grade]) -> None:
+        """Finish a step that waits, then the calls that queued behind it."""
+        limit = asyncio.timeout(live.timeout_s)
+        try:
+            async with limit:
+                self._answer(call.id, await result)
+        except EnvironmentFault as fault:
+            self._error(call.id, fault.code, str(fault), retryable=fault.retryable)
+        except TimeoutError as error:
+            if limit.expired():
+                self._error(call.id, ErrorCode.STEP_TIMEOUT, f"a step took longer than {live.timeout_s:g} s")
+            else:
+                self._crash(call, error)
+        except Exception as error:  # noqa: BLE001  # an environment may raise anything; other sessions live on
+            self._crash(call, error)
+        live.busy = None
+        while live.queued and live.busy is None:
+            self._run(live, live.queued.popleft(), time.monotonic())
+        self.watchdog.disarm()
+        self._wake()
+
+    def _close(self, number: int, live: _Live) -> None:
+        del self._live[number]
+        if live.busy is not None:
+            live.busy.cancel()
+        if live.session is not None:
+            try:
+                live.session.close()
+            except Exception as error:  # noqa: BLE001  # an environment may raise anything; CLOSE is not answered
+                traceback.print_exception(error, limit=20, file=sys.stderr)
+
+    def _answer(self, call: int, result: Reply | Grade) -> None:
+        reward = result.reward
+        if not (isinstance(reward, float | int) and math.isfinite(reward)):
+            self._error(
+                call, ErrorCode.BAD_REWARD, f"the environment returned the reward {reward!r}, not a finite number"
+            )
+            return
+        if isinstance(result, Grade):
+            self._reply(call, Status.OK, float(reward), True, orjson.dumps(result.details))
+            return
+        toolset = result.toolset
+        if toolset is not None and toolset.digest not in self._announced:
+            self._announced.add(toolset.digest)
+            body = toolset.digest.encode() + b"\n" + toolset.body
+            self._reply(0, Status.TOOLSET, 0.0, False, body)
+        self._reply(call, Status.OK, float(reward), result.done, result.body)
+
+    def _error(self, call: int, code: str, message: str, *, retryable: bool = False) -> None:
+        body = orjson.dumps({"code": code, "message": message[:_MESSAGE_CAP], "retryable": retryable})
+        self._reply(call, Status.ERROR, 0.0, False, body)
+
+    def _reply(self, call: int, status: int, reward: float, done: bool, body: bytes) -> None:
+        if len(body) > self._max_body:
+            self._error(
+                call,
+                ErrorCode.TOO_LARGE,
+                f"the reply has {len(body)} bytes; the cap is {self._max_body}",
+            )
+            return
+        self._header.append((call, status, reward, done, len(body)))
+        self._bodies.append(body)
+        self._bytes += len(body)
+
+
+_SESSIONLESS: Final = frozenset({Op.TASKS, Op.SOLUTION})
+
+
+def _object(body: memoryview) -> dict[str, Any]:
+    """A request's body as a JSON object; empty means {}."""
+    try:
+        value = orjson.loads(body) if len(body) else {}
+    except orjson.JSONDecodeError as error:
+        raise EnvironmentFault(ErrorCode.BAD_REQUEST, f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise EnvironmentFault(ErrorCode.BAD_REQUEST, "the body is not a JSON object")
+    return value
