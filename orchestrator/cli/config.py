@@ -1,0 +1,146 @@
+"""What a run is told: frozen models, filled from a YAML file and the command line, which overrides it.
+
+A key of the file has the name of its option (`--step-timeout` is `step_timeout`). What belongs to a policy or a backend
+stands under it in the file. A value that is refused is reported by the place it came from: `FILE:LINE: key` or
+`--option`. The same models are stored with the run, so that `resume` needs nothing but the directory; they hold names
+of secret variables, never their values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  pydantic evaluates the annotation
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from orchestrator.cli.source import Source
+from orchestrator.errors import UsageError
+from orchestrator.names import unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Frozen(BaseModel):
+    """Unknown keys are errors; nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Replay(Frozen):
+    """Plays the known solution; a seeded fraction `1 - skill` of its calls is wrong."""
+
+    kind: Literal["replay"]
+    skill: float = Field(default=1.0, ge=0, le=1)
+
+
+class Scripted(Frozen):
+    """Your own function, `FILE.py:FUNCTION`."""
+
+    kind: Literal["scripted"]
+    script: str = Field(pattern=r"^.+\.py:[A-Za-z_]\w*$")
+
+
+class Chat(Frozen):
+    """An OpenAI-compatible endpoint. `api_key_env` names the variable that holds the key."""
+
+    kind: Literal["chat"]
+    model: str = Field(min_length=1)
+    base_url: str = Field(pattern=r"^https?://\S+$")
+    api_key_env: str = "OPENAI_API_KEY"
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: PositiveInt | None = None
+    model_timeout: Seconds = 120.0
+    model_retries: NonNegativeInt = 5
+    dialect: Literal["openai", "tool_call"] = "openai"
+    extra: dict[str, Any] = {}
+    """Further members of each request's body, as they are."""
+
+
+class Local(Frozen):
+    """Sandboxes as subprocesses on this machine."""
+
+    kind: Literal["local"]
+
+
+def _named(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class RunConfig(Frozen):
+    """A run, whole: what `collect` is given and what is stored with it."""
+
+    env: str
+    split: str = ""
+    task_id: tuple[str, ...] = ()
+    policy: Annotated[Replay | Scripted | Chat, Field(discriminator="kind"), BeforeValidator(_named)] = Replay(
+        kind="replay"
+    )
+    backend: Annotated[Local, BeforeValidator(_named)] = Local(kind="local")
+    group_size: PositiveInt = 1
+    episodes: PositiveInt | None = None
+    concurrency: PositiveInt = 256
+    sandboxes: PositiveInt | None = None
+    max_turns: PositiveInt | None = None
+    step_timeout: Seconds = 30.0
+    episode_timeout: Seconds | None = None
+    seed: NonNegativeInt = Field(default=0, lt=2**63)
+    durability: Literal["auto", "step", "episode"] = "auto"
+    on_agent_kill: Literal["zero", "grade", "drop"] = "zero"
+    consumer: str | None = Field(default=None, min_length=1)
+    max_unacked: PositiveInt | None = None
+    out: Path | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+POLICIES: Final[dict[str, type[Frozen]]] = {"replay": Replay, "scripted": Scripted, "chat": Chat}
+BACKENDS: Final[dict[str, type[Frozen]]] = {"local": Local}
+_PARTS: Final = {"policy": POLICIES, "backend": BACKENDS}
+
+
+def load(path: Path | None, given: Mapping[str, object]) -> RunConfig:
+    """The configuration of a file (or of none) with the options given on the command line over it.
+
+    Raises UsageError with one line for each refused value, UnknownName for a policy or backend.
+    """
+    source = Source.read(path) if path else Source()
+    for part, known in _PARTS.items():
+        name = given.get(part)
+        if isinstance(name, str) and name not in known:
+            raise unknown(part, name, known)
+    merged = _merge(source.values, given)
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        known_keys = {*RunConfig.model_fields, *(key for part in _PARTS for key in _keys(part))}
+        raise UsageError("\n".join(source.explain(one, given, known_keys) for one in error.errors())) from None
+
+
+def stored(values: Mapping[str, object], given: Mapping[str, object]) -> RunConfig:
+    """A stored run's configuration, with the few options that `resume` may change. Raises UsageError."""
+    try:
+        return RunConfig.model_validate(_merge(values, given))
+    except ValidationError as error:
+        raise UsageError("\n".join(Source().explain(one, given, ()) for one in error.errors())) from None
+
+
+def _merge(values: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+    """Lay options over a file's values; a part of another kind than the file's replaces the file's part."""
+    merged = dict(values)
+    for part in _PARTS:
+        own = {key: given[key] for key in _keys(part) if key in given}
+        before = _named(merged.get(part, {}))
+        if part in given and not (isinstance(before, dict) and before.get("kind") == given[part]):
+            before = {"kind": given[part]}
+        if own and isinstance(before, dict):
+            before = {"kind": "replay" if part == "policy" else "local"} | before | own
+        if before:
+            merged[part] = before
+    return merged | {key: value for key, value in given.items() if key in RunConfig.model_fields and key not in _PARTS}
+
+
+def _keys(part: str) -> set[str]:
+    return {key for model in _PARTS[part].values() for key in model.model_fields} - {"kind"}
