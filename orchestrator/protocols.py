@@ -144,8 +144,12 @@ class Backend(Protocol):
 
     async def __aexit__(self, *exc: object) -> None: ...
 
-    def configure(self, *, run: RunId, with_solutions: bool, logs: str | None) -> None:
-        """Called once before entering: the run's id (the owner label), whether solutions are needed, a log folder."""
+    def configure(self, *, run: RunId, with_solutions: bool, logs: str | None, call_limit_s: float) -> None:
+        """Called once before entering.
+
+        `run` is the owner label; `logs` a folder for the sandboxes' own output; `call_limit_s` is how long a sandbox
+        with unanswered calls may make no progress before it counts as hung.
+        """
         ...
 
     async def create(self) -> Sandbox:

@@ -1,0 +1,286 @@
+"""The orchestrator's end of one sandbox's connection: a `Sandbox` and its `Session`s over the wire.
+
+Owns the batcher, the tool sets and the session numbers of one connection. Always true: a reply is data, checked
+against the protocol before anything believes it; whatever breaks the protocol condemns the sandbox; `lost` is done
+exactly once. The listener makes a `LinkedSandbox` and runs it over its socket; the backend ends its process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+from backends.server.wire import (
+    MAX_BODY,
+    Answer,
+    ErrorCode,
+    Op,
+    Status,
+    WireError,
+    decode_answers,
+    encode,
+    toolset_digest,
+)
+from orchestrator.batching import Answered, Batcher
+from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, Unavailable, UnknownName
+from orchestrator.protocols import SandboxStatistics
+from orchestrator.types import (
+    EnvironmentInfo,
+    EpisodeSpec,
+    Evaluation,
+    Failure,
+    FailureKind,
+    Observation,
+    SandboxId,
+    TaskList,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from backends.server.wire import Hello
+
+MAX_TOOLSETS: Final = 65_536
+"""A connection may announce at most this many tool sets."""
+
+_KINDS: Final = {
+    ErrorCode.UNKNOWN_TASK: FailureKind.UNKNOWN_TASK,
+    ErrorCode.UNAVAILABLE: FailureKind.UNKNOWN_TASK,
+    ErrorCode.BAD_REWARD: FailureKind.BAD_REWARD,
+    ErrorCode.ENVIRONMENT: FailureKind.ENVIRONMENT,
+    ErrorCode.TOO_LARGE: FailureKind.ENVIRONMENT,
+}
+
+
+class LinkedSandbox:
+    """A sandbox behind a WebSocket. Satisfies `orchestrator.protocols.Sandbox`."""
+
+    def __init__(self, sandbox: SandboxId, hello: Hello, *, limit_s: float, max_body: int = MAX_BODY) -> None:
+        self.id = sandbox
+        self.info = EnvironmentInfo(
+            name=hello.environment,
+            digest=hello.digest,
+            isolation=hello.isolation,
+            deterministic=hello.deterministic,
+            runs_code=hello.runs_code,
+            max_turns=hello.max_turns,
+        )
+        self.pid = hello.pid
+        self.lost: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
+        """Done when the connection has ended, with what the connection knows; the backend then finds out why."""
+        self._limit_s = limit_s
+        self._max_body = max_body
+        self._batcher = Batcher()
+        self._toolsets: dict[str, bytes] = {}
+        self._next_session = 1
+        self._sessions = 0
+
+    async def open(self, spec: EpisodeSpec) -> tuple[LinkedSession, Observation]:
+        """See `Sandbox.open`."""
+        number = self._next_session
+        self._next_session += 1
+        body = orjson.dumps(
+            {"task": spec.task, "seed": spec.seed, "step_timeout_s": spec.step_timeout_s, "options": spec.options}
+        )
+        self._sessions += 1
+        session = LinkedSession(self, number)
+        try:
+            answered = await self._batcher.call(Op.OPEN, number, 0, body)
+        except BaseException:  # cancellation included: the session must not outlive its owner
+            session.close()
+            raise
+        return session, Observation(answered.body, answered.reward, answered.done)
+
+    async def tasks(self, split: str) -> TaskList:
+        """See `Sandbox.tasks`."""
+        try:
+            answered = await self._batcher.call(Op.TASKS, 0, 0, orjson.dumps({"split": split}))
+        except SandboxRefused as refused:
+            if refused.code == ErrorCode.UNKNOWN_SPLIT:
+                raise UnknownName(refused.failure.message) from None
+            if refused.code == ErrorCode.UNAVAILABLE:
+                raise Unavailable(refused.failure.message) from None
+            raise
+        match orjson.loads(answered.body):
+            case {"tasks": list(ids), "left_out": dict(left)} if all(isinstance(task, str) for task in ids):
+                return TaskList(ids, {str(name): (int(v["count"]), str(v["needs"])) for name, v in left.items()})
+            case _:
+                raise SandboxError(Failure(FailureKind.PROTOCOL, "tasks", "the sandbox's task list is malformed"))
+
+    async def solution(self, task: str) -> Sequence[bytes]:
+        """See `Sandbox.solution`."""
+        answered = await self._batcher.call(Op.SOLUTION, 0, 0, orjson.dumps({"task": task}))
+        actions = orjson.loads(answered.body)
+        if not (isinstance(actions, list) and all(isinstance(action, str) for action in actions)):
+            raise SandboxError(Failure(FailureKind.PROTOCOL, "solution", "the sandbox's solution is malformed"))
+        return [action.encode() for action in actions]
+
+    def toolsets(self) -> Mapping[str, bytes]:
+        """See `Sandbox.toolsets`."""
+        return self._toolsets
+
+    def overdue(self, now: float) -> Failure | None:
+        """See `Sandbox.overdue`."""
+        return self._batcher.overdue(now, self._limit_s)
+
+    def condemn(self, failure: Failure) -> None:
+        """See `Sandbox.condemn`."""
+        if not self.lost.done():
+            self.lost.set_result(failure)
+        self._batcher.fail(failure)
+
+    def statistics(self) -> SandboxStatistics:
+        """See `Sandbox.statistics`."""
+        queued, pending, calls, batches = self._batcher.statistics()
+        return SandboxStatistics(self._sessions, queued + pending, calls, batches, self.pid)
+
+    async def run(self, socket: web.WebSocketResponse) -> Failure:
+        """Carry calls and replies until the connection ends or the sandbox is condemned; returns why."""
+        sender = asyncio.create_task(self._send(socket), name=f"send-{self.id}")
+        try:
+            async for message in socket:
+                if message.type == aiohttp.WSMsgType.BINARY:
+                    self._receive(message.data)
+                elif message.type == aiohttp.WSMsgType.ERROR:
+                    return Failure(FailureKind.PROTOCOL, "call", f"the connection failed: {socket.exception()}")
+                else:
+                    return Failure(FailureKind.PROTOCOL, "call", f"a {message.type.name} message, not a frame")
+        except WireError as error:
+            return Failure(FailureKind.PROTOCOL, "call", str(error))
+        finally:
+            sender.cancel()
+        if socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
+            return Failure(FailureKind.PROTOCOL, "call", "a frame was over the size cap")
+        return Failure(FailureKind.SANDBOX_LOST, "call", "the sandbox closed its connection")
+
+    async def _send(self, socket: web.WebSocketResponse) -> None:
+        batcher = self._batcher
+        while True:
+            await batcher.ready.wait()
+            batch = batcher.take()
+            header = [(call.id, call.op, call.session, call.seq, len(call.body)) for call in batch]
+            try:
+                await socket.send_bytes(encode(header, [call.body for call in batch]))
+            except ConnectionError:
+                return  # the reader sees the same end and says why
+
+    def _receive(self, frame: bytes) -> None:
+        batcher = self._batcher
+        for answer in decode_answers(frame):
+            number, status, reward, done, body = answer
+            if len(body) > self._max_body:
+                raise WireError(f"a reply of {len(body)} bytes is over the cap of {self._max_body}")
+            if status == Status.OK:
+                if not math.isfinite(reward):
+                    known = batcher.refuse(number, _bad_reward)
+                else:
+                    known = batcher.answer(number, Answered(bytes(body), reward, done))
+            elif status == Status.ERROR:
+                known = self._refuse(answer)
+            elif status == Status.TOOLSET and number == 0:
+                self._intern(bytes(body))
+                known = True
+            else:
+                raise WireError(f"a reply has the unknown status {status}")
+            if not known:
+                raise WireError(f"a reply to call {number}, which was never made or is answered already")
+        batcher.last_answer = asyncio.get_running_loop().time()
+
+    def _refuse(self, answer: Answer) -> bool:
+        try:
+            body: Any = orjson.loads(answer.body)
+        except orjson.JSONDecodeError:
+            raise WireError("an error's body is not JSON") from None
+        match body:
+            case {"code": str(code), "message": str(message), "retryable": bool(retryable)}:
+                return self._batcher.refuse(
+                    answer.id, lambda stage: _refused(code, message, stage, retryable=retryable)
+                )
+            case _:
+                raise WireError("an error's body is not {code, message, retryable}")
+
+    def _intern(self, body: bytes) -> None:
+        digest, _, tools = body.partition(b"\n")
+        name = digest.decode("ascii", "replace")
+        if toolset_digest(tools) != name or len(self._toolsets) >= MAX_TOOLSETS:
+            raise WireError("a tool set does not match its digest, or there are too many of them")
+        self._toolsets[name] = tools
+
+    def forget(self, session: int, seq: int) -> None:
+        """Close a session on the sandbox's side; called by the session, once."""
+        self._sessions -= 1
+        self._batcher.post(Op.CLOSE, session, seq)
+
+    def call(self, op: int, session: int, seq: int, body: bytes) -> asyncio.Future[Answered]:
+        """One call of a session."""
+        return self._batcher.call(op, session, seq, body)
+
+    def __repr__(self) -> str:
+        return f"<LinkedSandbox {self.id} sessions={self._sessions} {self._batcher!r}>"
+
+
+class LinkedSession:
+    """A session on a linked sandbox. Satisfies `orchestrator.protocols.Session`."""
+
+    __slots__ = ("_closed", "_number", "_sandbox", "_seq")
+
+    def __init__(self, sandbox: LinkedSandbox, number: int) -> None:
+        self._sandbox = sandbox
+        self._number = number
+        self._seq = 1
+        self._closed = False
+
+    def _call(self, op: int, body: bytes) -> asyncio.Future[Answered]:
+        if self._closed:
+            raise SandboxRefused(
+                Failure(FailureKind.PROTOCOL, "step", "the session was released; open a new one"),
+                code=ErrorCode.UNKNOWN_SESSION,
+                retryable=False,
+            )
+        seq = self._seq
+        self._seq = seq + 1
+        return self._sandbox.call(op, self._number, seq, body)
+
+    async def step(self, action: bytes) -> Observation:
+        """See `Session.step`."""
+        body, reward, done = await self._call(Op.STEP, action)
+        return Observation(body, reward, done)
+
+    async def replay(self, actions: Sequence[bytes]) -> list[Observation]:
+        """See `Session.replay`: all actions leave in one batch."""
+        futures = [self._call(Op.STEP, action) for action in actions]
+        try:
+            return [Observation(*await future) for future in futures]
+        finally:
+            for future in futures:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # seen: the first one was raised
+
+    async def evaluate(self, params: Mapping[str, object] | None = None) -> Evaluation:
+        """See `Session.evaluate`."""
+        body, reward, _ = await self._call(Op.EVALUATE, orjson.dumps(params) if params else b"")
+        return Evaluation(reward, body)
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        if not self._closed:
+            self._closed = True
+            self._sandbox.forget(self._number, self._seq)
+
+
+def _refused(code: str, message: str, stage: str, *, retryable: bool) -> SandboxError:
+    if code == ErrorCode.STEP_TIMEOUT:
+        return SandboxLost(Failure(FailureKind.SANDBOX_HUNG, stage, message), suspect=True)
+    kind = _KINDS.get(code, FailureKind.PROTOCOL)
+    return SandboxRefused(Failure(kind, stage, message), code=code, retryable=retryable)
+
+
+def _bad_reward(stage: str) -> SandboxError:
+    failure = Failure(FailureKind.BAD_REWARD, stage, "the sandbox sent a reward that is not a finite number")
+    return SandboxRefused(failure, code=ErrorCode.BAD_REWARD, retryable=False)

@@ -1,0 +1,154 @@
+"""Where sandboxes dial in: a unix socket in a private directory, one token a sandbox.
+
+Owns the socket and its directory. The socket (0666) lies in a folder (0711) inside a 0700 directory, so that any uid in
+a container that mounts the folder can connect, and nobody else can reach it. A connection whose hello does not carry an
+expected token, or not in time, is closed. Used by backends as an async context manager; nothing is left behind at exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import shutil
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+from backends.server.wire import MAX_FRAME, PROTOCOL, Hello
+from orchestrator.errors import SandboxError
+from orchestrator.types import Failure, FailureKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backends.sandboxes.link import LinkedSandbox
+
+HELLO_S: Final = 10.0
+"""A connection must say hello within this many seconds."""
+_HELLO_CAP: Final = 4096
+
+
+class _Expected:
+    """A sandbox that has been started and has not dialled in yet."""
+
+    __slots__ = ("arrived", "make")
+
+    def __init__(self, make: Callable[[Hello], LinkedSandbox]) -> None:
+        self.make = make
+        self.arrived: asyncio.Future[LinkedSandbox] = asyncio.get_running_loop().create_future()
+
+
+class Listener:
+    """Accepts the sandboxes of one backend."""
+
+    def __init__(self) -> None:
+        self._expected: dict[str, _Expected] = {}
+        self._stack = AsyncExitStack()
+        self.folder = Path()
+        """The folder that holds the socket; a container mounts it read-only."""
+        self.socket = Path()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            private = Path(tempfile.mkdtemp(prefix="rollout-", dir=_runtime_directory()))
+            stack.callback(shutil.rmtree, private, ignore_errors=True)
+            self.folder = private / "s"
+            self.folder.mkdir(mode=0o711)
+            self.folder.chmod(0o711)
+            self.socket = self.folder / "orchestrator"
+            application = web.Application()
+            application.router.add_get("/", self._accept)
+            runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.UnixSite(runner, str(self.socket), backlog=1024).start()
+            self.socket.chmod(0o666)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for expected in self._expected.values():
+            expected.arrived.cancel()
+        await self._stack.aclose()
+
+    def expect(self, token: str, make: Callable[[Hello], LinkedSandbox]) -> asyncio.Future[LinkedSandbox]:
+        """The sandbox that will dial in with `token`, made by `make`. Cancel or `forget` when it never comes."""
+        expected = self._expected[token] = _Expected(make)
+        return expected.arrived
+
+    def forget(self, token: str) -> None:
+        """Stop expecting a sandbox. Idempotent."""
+        if (expected := self._expected.pop(token, None)) is not None:
+            expected.arrived.cancel()
+
+    async def _accept(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(max_msg_size=MAX_FRAME, compress=False, timeout=2.0)
+        await socket.prepare(request)
+        sandbox = await self._greet(socket)
+        if sandbox is None:
+            await socket.close(code=aiohttp.WSCloseCode.POLICY_VIOLATION, message=b"unknown sandbox")
+            return socket
+        failure = Failure(FailureKind.SANDBOX_LOST, "call", "the orchestrator closed the connection")
+        try:
+            failure = await sandbox.run(socket)
+        finally:
+            if not sandbox.ended.done():
+                sandbox.ended.set_result(failure)
+        await socket.close()
+        return socket
+
+    async def _greet(self, socket: web.WebSocketResponse) -> LinkedSandbox | None:
+        """Read the hello; the sandbox it belongs to, or None."""
+        try:
+            text = await socket.receive_str(timeout=HELLO_S)
+            hello = read_hello(text)
+        except (TimeoutError, TypeError, ValueError, aiohttp.WSMessageTypeError):
+            return None
+        match = next((token for token in self._expected if hmac.compare_digest(token, hello.token)), None)
+        if match is None:
+            return None
+        expected = self._expected.pop(match)
+        if expected.arrived.done():
+            return None
+        if hello.protocol != PROTOCOL:
+            message = f"the sandbox speaks protocol {hello.protocol}, this version {PROTOCOL}: stage it anew"
+            expected.arrived.set_exception(SandboxError(Failure(FailureKind.PROTOCOL, "start", message)))
+            return None
+        sandbox = expected.make(hello)
+        expected.arrived.set_result(sandbox)
+        return sandbox
+
+
+def read_hello(text: str) -> Hello:
+    """Check a hello's every field. Raises ValueError."""
+    if len(text) > _HELLO_CAP:
+        raise ValueError("the hello is too long")
+    match orjson.loads(text):
+        case {
+            "protocol": int(),
+            "token": str(token),
+            "environment": str(),
+            "digest": str(),
+            "isolation": "shared" | "process",
+            "deterministic": bool(),
+            "runs_code": bool(),
+            "max_turns": int(turns),
+            "pid": int(),
+            **rest,
+        } as fields if not rest and turns > 0 and token.isascii():
+            return Hello(**fields)
+        case _:
+            raise ValueError("the hello is malformed")
+
+
+def _runtime_directory() -> str | None:
+    """`$XDG_RUNTIME_DIR` where it exists, else the system's temporary directory. Never below a run directory: a unix
+    socket's path is limited to 108 bytes."""
+    directory = os.environ.get("XDG_RUNTIME_DIR", "")
+    return directory if directory and Path(directory).is_dir() else None
