@@ -1,4 +1,4 @@
-"""The error hierarchy, and `boundary()`, the one place where a foreign exception becomes ours.
+"""The error hierarchy, and `policy_failure`, which turns a policy's own exception into ours.
 
     RolloutError
     +-- UsageError              the caller's mistake; the message says what to do (exit code 2 on the command line)
@@ -13,6 +13,7 @@
     |   +-- SandboxRefused      the sandbox answered with an error; `code` is the wire's
     +-- PolicyError             the policy failed; carries a Failure
     +-- StoreError              the store cannot go on (disk full, locked, damaged): the run stops, nothing is lost
+    +-- RunFailed               the run cannot go on (no sandbox starts): stopped, nothing is lost, resume later
     +-- ClaimLost               an ack, nack or extend of a claim whose lease has passed to another worker
     +-- ConformanceError        a backend, environment or queue breaks its contract (orchestrator.testing)
 
@@ -21,13 +22,7 @@ Typed errors pass through every boundary unchanged.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
 from orchestrator.types import Failure, FailureKind
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class RolloutError(Exception):
@@ -99,6 +94,10 @@ class StoreError(RolloutError):
     """The store cannot go on; the message says what to do, and `rollout resume` goes on afterwards."""
 
 
+class RunFailed(RolloutError):
+    """The run cannot go on; the message says why. What was collected is durable; `rollout resume` goes on."""
+
+
 class ClaimLost(RolloutError):
     """The lease of a claim ran out and the group went to another worker."""
 
@@ -107,13 +106,7 @@ class ConformanceError(RolloutError):
     """A backend, environment or queue breaks its contract."""
 
 
-@contextmanager
-def boundary(kind: FailureKind, stage: str) -> Iterator[None]:
-    """Turn any exception that is not ours into a PolicyError with `kind`; ours and cancellation pass through."""
-    try:
-        yield
-    except RolloutError:
-        raise
-    except Exception as error:  # the boundary itself: foreign code may raise anything
-        message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise PolicyError(Failure(kind, stage, message)) from error
+def policy_failure(error: Exception, stage: str) -> PolicyError:
+    """The one form in which a policy's own exception leaves an episode."""
+    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return PolicyError(Failure(FailureKind.POLICY, stage, message))

@@ -102,6 +102,8 @@ class EpisodeBuffer:
         self = cls(data[:start])
         end = start
         for record in records(data, start):
+            if record.kind == EVALUATION:
+                break  # not durable as a trajectory: it will be graded again
             end = record.end
             if record.kind == ACTION:
                 self.turn += 1

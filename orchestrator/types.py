@@ -50,12 +50,19 @@ class StopReason(StrEnum):
     """The agent's action killed its sandbox, proven by a second death alone in quarantine."""
     REPLY_TOO_LARGE = "reply_too_large"
     """The action's observation was over the size cap."""
-    DRAINED = "drained"
-    """The run was draining and the drain deadline passed."""
     FAILURE = "failure"
     """See the trajectory's failure."""
-    CANCELLED = "cancelled"
-    """The run was cancelled."""
+
+
+class OnAgentKill(StrEnum):
+    """The reward of an episode whose own action killed its sandbox."""
+
+    ZERO = "zero"
+    """0.0, counted in the summary: a policy must not learn to delete its bad samples."""
+    GRADE = "grade"
+    """The grade of the state before that action."""
+    DROP = "drop"
+    """No reward; the group is partial."""
 
 
 class FailureKind(StrEnum):
@@ -121,6 +128,16 @@ class GroupSpec:
     task: str
     group: int
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRelease:
+    """Goes into the outbox with the group's last trajectory. `partial`: at least one sample carries no reward."""
+
+    task: str
+    group: int
+    size: int
+    partial: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,64 @@
+"""The retry policy: what a failure means for the episode. Pure; the scheduler asks it once per failed attempt.
+
+failure                            verdict
+sandbox lost, hung, broke the      the same attempt goes on by replay in another sandbox: no model call is
+wire, could not start              repeated; after `max_tries`, infra_failed
+model endpoint unavailable         the same attempt goes on after a pause; after `max_tries`, infra_failed
+replay diverged, environment not   a new attempt; after `max_tries`, env_failed
+deterministic
+environment raised, bad reward,    env_failed at once: a deterministic environment would do it again
+unknown task
+policy raised                      infra_failed at once: the same code would do it again
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from orchestrator.types import Failure, FailureKind, Outcome
+
+_SAME_ATTEMPT: Final = frozenset(
+    {
+        FailureKind.SANDBOX_LOST,
+        FailureKind.SANDBOX_HUNG,
+        FailureKind.SANDBOX_START,
+        FailureKind.PROTOCOL,
+        FailureKind.MODEL_UNAVAILABLE,
+    }
+)
+_NEW_ATTEMPT: Final = frozenset({FailureKind.DIVERGED, FailureKind.NOT_DETERMINISTIC})
+_ENVIRONMENT: Final = frozenset({FailureKind.ENVIRONMENT, FailureKind.BAD_REWARD, FailureKind.UNKNOWN_TASK})
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Try once more after `delay_s`; `new_attempt` forgets the history, else it is kept and replayed."""
+
+    delay_s: float
+    new_attempt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End the episode with `outcome` and no reward."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """`max_tries` counts all tries of one episode; pauses double from `first_delay_s` up to `max_delay_s` seconds."""
+
+    max_tries: int = 4
+    first_delay_s: float = 0.5
+    max_delay_s: float = 30.0
+
+    def decide(self, failure: Failure, tries: int) -> Again | GiveUp:
+        """The verdict on the failure of try number `tries` (from 1)."""
+        kind = failure.kind
+        outcome = Outcome.ENV_FAILED if kind in _ENVIRONMENT or kind in _NEW_ATTEMPT else Outcome.INFRA_FAILED
+        if tries >= self.max_tries or not (kind in _SAME_ATTEMPT or kind in _NEW_ATTEMPT):
+            return GiveUp(outcome)
+        delay = min(self.first_delay_s * 2.0 ** (tries - 1), self.max_delay_s)
+        return Again(delay, new_attempt=kind in _NEW_ATTEMPT)
