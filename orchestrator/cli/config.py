@@ -50,12 +50,16 @@ class Chat(Frozen):
     model: str = Field(min_length=1)
     base_url: str = Field(pattern=r"^https?://\S+$")
     api_key_env: str = "OPENAI_API_KEY"
-    temperature: float | None = Field(default=None, ge=0)
+    temperature: float | None = Field(default=1.0, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_tokens: PositiveInt | None = None
     model_timeout: Seconds = 120.0
     model_retries: NonNegativeInt = 5
     dialect: Literal["openai", "tool_call"] = "openai"
+    send_seed: bool = True
+    keep_reasoning: bool = False
+    trust_env: bool = False
+    """Whether the proxy variables of the environment are obeyed."""
     extra: dict[str, Any] = {}
     """Further members of each request's body, as they are."""
 
@@ -64,6 +68,8 @@ class Local(Frozen):
     """Sandboxes as subprocesses on this machine."""
 
     kind: Literal["local"]
+    unsafe_local: bool = False
+    """Allow environments that run the agent's code, with nothing around them."""
 
 
 def _named(value: object) -> object:

@@ -1,0 +1,100 @@
+"""The one place that turns a configuration into objects; nothing below it sees options, files or variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+
+from orchestrator.cli.config import Chat, Replay, RunConfig, Scripted
+
+if TYPE_CHECKING:
+    from backends.environments.catalog import EnvironmentSpec
+    from orchestrator.facade import Orchestrator
+    from orchestrator.protocols import Backend, Policy
+
+
+def orchestrator(config: RunConfig, out: Path, *, resume: bool) -> Orchestrator:
+    """An orchestrator, not yet entered. Raises UsageError, UnknownName, Unavailable."""
+    from orchestrator import Orchestrator
+
+    return Orchestrator(
+        backend=backend(config),
+        policy=policy(config),
+        out=out,
+        concurrency=config.concurrency,
+        sandboxes=config.sandboxes,
+        seed=config.seed,
+        durability=config.durability,
+        max_turns=config.max_turns,
+        step_timeout_s=config.step_timeout,
+        episode_timeout_s=config.episode_timeout,
+        on_agent_kill=config.on_agent_kill,
+        consumer=config.consumer,
+        max_unacked=config.max_unacked,
+        resume=resume,
+        config=config.model_dump(mode="json"),
+    )
+
+
+def backend(config: RunConfig) -> Backend:
+    """Where sandboxes run."""
+    from backends.sandboxes.local import LocalBackend
+
+    return LocalBackend(config.env, unsafe=config.backend.unsafe_local, auto_install=False)
+
+
+def policy(config: RunConfig) -> Policy:
+    """Who acts."""
+    match config.policy:
+        case Replay(skill=skill):
+            from policies.agents.replay import ReplayPolicy
+
+            return ReplayPolicy(skill=skill)
+        case Scripted(script=script):
+            from policies.agents.scripted import ScriptedPolicy
+
+            return ScriptedPolicy.from_file(script)
+        case Chat() as chat:
+            return _chat(chat)
+        case other:
+            assert_never(other)
+
+
+def _chat(chat: Chat) -> Policy:
+    from policies.agents.chat import ChatPolicy
+
+    return ChatPolicy(
+        chat.model,
+        chat.base_url,
+        api_key_env=chat.api_key_env,
+        temperature=chat.temperature,
+        top_p=chat.top_p,
+        max_tokens=chat.max_tokens,
+        timeout_s=chat.model_timeout,
+        max_retries=chat.model_retries,
+        dialect=chat.dialect,
+        send_seed=chat.send_seed,
+        keep_reasoning=chat.keep_reasoning,
+        trust_env=chat.trust_env,
+        extra=chat.extra,
+    )
+
+
+async def ensure_installed(spec: EnvironmentSpec, *, install: bool) -> None:
+    """Install an environment at its first use, saying so; with `install` False raises Unavailable instead."""
+    from backends.environments.install import install as install_environment
+    from orchestrator.cli.output import say
+
+    if not spec.installed and install:
+        await install_environment(spec, progress=say)
+    spec.interpreter()
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """The same configuration, valid in any working directory: what is stored with the run."""
+    if not isinstance(config.policy, Scripted):
+        return config
+    file, _, function = config.policy.script.rpartition(":")
+    script = f"{Path(os.path.abspath(file))}:{function}"
+    return config.model_copy(update={"policy": config.policy.model_copy(update={"script": script})})

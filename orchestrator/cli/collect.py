@@ -1,0 +1,81 @@
+"""`rollout collect`: start a run."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from orchestrator.cli import options
+from orchestrator.cli.options import HOW, OUTPUT, WHAT, WHO
+
+
+def _option(panel: str, metavar: str | None, help_: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help_, rich_help_panel=panel)
+
+
+Text = str | None
+Count = int | None
+Number = float | None
+
+
+def collect(
+    ctx: typer.Context,
+    env: Annotated[Text, _option(WHAT, "NAME", "The environment; see `rollout env list`.")] = None,
+    split: Annotated[Text, _option(WHAT, "NAME", "A split, or its part NAME:train or NAME:val.")] = None,
+    task_id: Annotated[list[str] | None, _option(WHAT, "ID", "Only this task; may be repeated.")] = None,
+    group_size: Annotated[Count, _option(WHAT, "N", "Samples of each task, released together (default 1).")] = None,
+    episodes: Annotated[Count, _option(WHAT, "N", "Episodes in all (default: one group of each task).")] = None,
+    seed: Annotated[Count, _option(WHAT, "N", "Decides every random choice (default 0).")] = None,
+    config: Annotated[
+        Path | None, _option(WHAT, "FILE", "A YAML file of options; the command line overrides it.")
+    ] = None,
+    policy: Annotated[Text, _option(WHO, "NAME", "replay, scripted or chat (default replay).")] = None,
+    skill: Annotated[Number, _option(WHO, "0..1", "replay: the share of right calls (default 1).")] = None,
+    script: Annotated[Text, _option(WHO, "FILE.py:FUNC", "scripted: your function.")] = None,
+    model: Annotated[Text, _option(WHO, "NAME", "chat: the model.")] = None,
+    base_url: options.BaseUrl = None,
+    api_key_env: Annotated[Text, _option(WHO, "NAME", "chat: the variable with the key (OPENAI_API_KEY).")] = None,
+    temperature: Annotated[Number, _option(WHO, "X", "chat: sampling.")] = None,
+    top_p: Annotated[Number, _option(WHO, "X", "chat: sampling.")] = None,
+    max_tokens: Annotated[Count, _option(WHO, "N", "chat: a bound on each answer.")] = None,
+    model_timeout: Annotated[Number, _option(WHO, "S", "chat: seconds a call (default 120).")] = None,
+    model_retries: Annotated[Count, _option(WHO, "N", "chat: retries a call (default 5).")] = None,
+    dialect: Annotated[
+        Literal["openai", "tool_call"] | None, _option(WHO, None, "chat: how tool calls are written.")
+    ] = None,
+    max_turns: Annotated[Count, _option(HOW, "N", "Actions an episode (default: the environment's).")] = None,
+    concurrency: options.Concurrency = None,
+    sandboxes: options.Sandboxes = None,
+    backend: Annotated[Text, _option(HOW, "NAME", "Where sandboxes run (default local).")] = None,
+    unsafe_local: Annotated[
+        bool | None, _option(HOW, None, "local: allow environments that run the agent's code.", "--unsafe-local")
+    ] = None,
+    step_timeout: Annotated[Number, _option(HOW, "S", "Seconds a step (default 30).")] = None,
+    episode_timeout: Annotated[Number, _option(HOW, "S", "Seconds an episode (default: no bound).")] = None,
+    durability: Annotated[
+        Literal["auto", "step", "episode"] | None,
+        _option(HOW, None, "What survives a crash: each step or whole episodes (auto: step if a model is called)."),
+    ] = None,
+    on_agent_kill: Annotated[
+        Literal["zero", "grade", "drop"] | None,
+        _option(HOW, None, "The reward of an action that kills its sandbox twice (default zero)."),
+    ] = None,
+    no_install: options.NoInstall = False,
+    consumer: Annotated[Text, _option(HOW, "NAME", "Pause while this consumer is too far behind.")] = None,
+    max_unacked: Annotated[Count, _option(HOW, "N", "How many groups it may be behind.")] = None,
+    out: Annotated[Path | None, _option(OUTPUT, "DIR", "The run's directory (default runs/ENV-TIME).")] = None,
+    json: options.Json = False,
+    log_level: options.LogLevel = None,
+    verbose: options.Verbose = False,
+) -> None:
+    """Collect episodes into a new run directory.
+
+    The first Ctrl-C drains: what runs is finished, nothing new begins. The second cancels.
+
+    In any case, and after a crash too, `rollout resume DIR` goes on.
+    """
+    from orchestrator.cli.conduct import conduct
+    from orchestrator.cli.config import load
+
+    run = load(config, options.given(ctx))
+    raise typer.Exit(conduct(run, resume=False, install=not no_install, json=json, verbose=verbose))

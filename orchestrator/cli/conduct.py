@@ -1,0 +1,122 @@
+"""Conducts a run from the command line: installs, starts, shows progress, obeys signals, reports.
+
+The first SIGINT or SIGTERM drains, the second cancels; before the run has begun the first one cancels. The summary is
+printed when the run's directory is closed, so that what it says is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backends.environments.catalog import find
+from orchestrator.cli.build import absolute, ensure_installed, orchestrator
+from orchestrator.cli.display import show
+from orchestrator.cli.exits import CANCELLED, OK, UNFINISHED
+from orchestrator.cli.logs import RunLog
+from orchestrator.cli.output import emit_json, say
+from orchestrator.cli.summary import print_summary
+from orchestrator.errors import RolloutError
+
+if TYPE_CHECKING:
+    from orchestrator.cli.config import RunConfig
+    from orchestrator.facade import Orchestrator, Summary
+
+
+def conduct(config: RunConfig, *, resume: bool, install: bool, json: bool, verbose: bool) -> int:
+    """Run to the end, a drain or a cancellation; the exit code. Raises RolloutError for what `main` reports."""
+    config = absolute(config)
+    out = config.out or Path("runs") / f"{config.env}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    with RunLog(config.log_level, stderr=verbose) as log:
+        try:
+            summary = asyncio.run(_conduct(config, out, log, resume=resume, install=install))
+        except asyncio.CancelledError:
+            say("cancelled before the run had begun")
+            return CANCELLED
+    return report(summary, out, json=json)
+
+
+class Interrupts:
+    """What signals do; `orch` is set while there is a run to drain."""
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.orch: Orchestrator | None = None
+        self._task = task
+        self._count = 0
+
+    def install(self) -> None:
+        """Take over SIGINT and SIGTERM."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.interrupt)
+
+    def interrupt(self) -> None:
+        """One signal more."""
+        self._count += 1
+        if self.orch is None:
+            self._task.cancel()
+        elif self._count == 1:
+            say("draining: running episodes are finished, no new ones begin; interrupt again to cancel them")
+            self.orch.drain()
+        elif self._count == 2:
+            say("cancelling: running episodes are given up; what is done is being stored")
+            self.orch.cancel()
+
+
+async def _conduct(config: RunConfig, out: Path, log: RunLog, *, resume: bool, install: bool) -> dict[str, Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    interrupts = Interrupts(task)
+    interrupts.install()
+    await ensure_installed(find(config.env), install=install)
+    async with orchestrator(config, out, resume=resume) as orch:
+        log.attach(out / "logs" / "rollout.log")
+        interrupts.orch = orch
+        summary = await _run_and_show(orch, config, resume=resume)
+    return summary.as_dict()
+
+
+async def _run_and_show(orch: Orchestrator, config: RunConfig, *, resume: bool) -> Summary:
+    title = f"{config.env} {config.split or '(default split)'}, {config.policy.kind}"
+    outcome: Summary | RolloutError
+    async with asyncio.TaskGroup() as tasks:
+        display = tasks.create_task(show(title, orch.progress), name="display")
+        try:
+            outcome = await (orch.run() if resume else orch.run(**_plan(config)))
+        except RolloutError as error:
+            outcome = error  # raised outside of the group, which would wrap it
+        finally:
+            display.cancel()
+    if isinstance(outcome, RolloutError):
+        raise outcome
+    return outcome
+
+
+def _plan(config: RunConfig) -> dict[str, Any]:
+    """What is to be collected; a resumed run has it in its store."""
+    return {
+        "split": config.split,
+        "tasks": list(config.task_id) or None,
+        "group_size": config.group_size,
+        "episodes": config.episodes,
+    }
+
+
+def report(summary: dict[str, Any], out: Path, *, json: bool) -> int:
+    """Print the summary and say what to do next; the exit code."""
+    if json:
+        emit_json(summary)
+    else:
+        print_summary(summary)
+    match summary["state"]:
+        case "finished":
+            return OK
+        case "cancelled":
+            say(f"cancelled; go on with `rollout resume {out}`")
+            return CANCELLED
+        case _:
+            say(f"unfinished; go on with `rollout resume {out}`")
+            return UNFINISHED

@@ -1,0 +1,28 @@
+"""`rollout resume`: go on with a run."""
+
+import typer
+
+from orchestrator.cli import options
+
+
+def resume(
+    ctx: typer.Context,
+    run: options.Directory,
+    concurrency: options.Concurrency = None,
+    sandboxes: options.Sandboxes = None,
+    base_url: options.BaseUrl = None,
+    json: options.Json = False,
+    log_level: options.LogLevel = None,
+    verbose: options.Verbose = False,
+    no_install: options.NoInstall = False,
+) -> None:
+    """Go on with an unfinished run, with the episodes in flight too. A finished one prints its summary again.
+
+    Everything is as the run was started; the options given here override it.
+    """
+    from orchestrator.cli.conduct import conduct
+    from orchestrator.cli.config import stored
+    from orchestrator.run import Run
+
+    config = stored(Run.open(run).meta.config, options.given(ctx) | {"out": run})
+    raise typer.Exit(conduct(config, resume=True, install=not no_install, json=json, verbose=verbose))
