@@ -110,3 +110,10 @@ def policy_failure(error: Exception, stage: str) -> PolicyError:
     """The one form in which a policy's own exception leaves an episode."""
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return PolicyError(Failure(FailureKind.POLICY, stage, message))
+
+
+def first_error(errors: BaseExceptionGroup[RolloutError]) -> RolloutError:
+    """The first leaf: the others follow from it."""
+    for error in errors.exceptions:
+        return first_error(error) if isinstance(error, BaseExceptionGroup) else error
+    raise AssertionError("an exception group is never empty")

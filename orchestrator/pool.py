@@ -142,6 +142,10 @@ class Pool:
             if not sandbox.lost.done() and (failure := sandbox.overdue(now)) is not None:
                 sandbox.condemn(failure)
 
+    def cpu_seconds(self) -> float:
+        """CPU of all sandboxes so far."""
+        return self._backend.cpu_seconds()
+
     def statistics(self) -> PoolStatistics:
         """Counts; cheap."""
         live = [place.tenancy for place in self._places if place.tenancy is not None]

@@ -275,6 +275,10 @@ class Scheduler:
             self.finished = True
             commands.append(Finished(complete=left == 0))
 
+    def poisoned(self, task: str) -> Failure | None:
+        """Why a task is set aside, or None."""
+        return self._poisoned.get(task)
+
     def statistics(self) -> SchedulerStatistics:
         """Counts; cheap."""
         return SchedulerStatistics(

@@ -1,0 +1,561 @@
+"""`Orchestrator`: one run in one directory, from entering to a summary.
+
+Owns the run directory's lock, the store, the journal, the policy, the backend and the pool: built in that order in one
+exit stack and committed whole, undone in reverse. Always true: a directory holds one run; a run is collected once, and
+`resume=True` goes on with it, raising its epoch, keeping attempts in flight and refusing another environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import time
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+from uuid import uuid4
+
+from orchestrator.delivery import consume, deliver
+from orchestrator.engine import Engine
+from orchestrator.episode import EpisodeServices, EpisodeSettings
+from orchestrator.errors import (
+    EnvironmentChanged,
+    RolloutError,
+    RunExists,
+    SandboxError,
+    SandboxLost,
+    SandboxRefused,
+    UnknownName,
+    UsageError,
+    first_error,
+)
+from orchestrator.journal import Journal
+from orchestrator.pool import Pool
+from orchestrator.records import EpisodeBuffer, header
+from orchestrator.retry import RetryPolicy
+from orchestrator.rundir import RunDirectory
+from orchestrator.scheduler import Plan, Scheduler
+from orchestrator.shield import shielded
+from orchestrator.store import RunMeta, Store
+from orchestrator.summary import Progress, Summary
+from orchestrator.types import REWARDED, EpisodeSpec, OnAgentKill, RunId
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from orchestrator.events import Event, Listener
+    from orchestrator.protocols import Backend, Policy, Sandbox, TrainerQueue
+    from orchestrator.types import EnvironmentInfo, EpisodeKey, Failure, Group, TaskList
+
+COLLECT = "collect"
+"""The consumer that `collect` is."""
+_GRACE_S = 0.5
+"""What a server's own timer gets before the engine's sweep ends it."""
+
+
+class Orchestrator:
+    """Collects trajectories: `async with Orchestrator(...) as orch`, then `collect` or `run`, once.
+
+    `backend` makes sandboxes, `policy` acts, `out` is the run directory. `concurrency` episodes run at once on
+    `sandboxes` sandboxes (default: one a core, at most as many as episodes run). `seed` decides every random choice.
+    `durability="step"` also makes steps in flight durable (default where a model is called), so that `resume=True`
+    repeats no model call; `"episode"` only whole episodes. `max_turns` bounds an episode's actions (default: the
+    environment's bound), `step_timeout_s` one step, `episode_timeout_s` a whole episode's playing. `on_agent_kill` is
+    the reward of an action that kills its sandbox: zero, grade (the state before it) or drop (none). `queue` gets
+    every group through `deliver`; `consumer` names one elsewhere. Nothing is admitted while the consumer has
+    `max_unacked` groups released and not acked (default: a few times what runs at once; without a consumer only the
+    disk bounds). `config` is saved with the run; it must hold names of secret variables, never values. `listener`
+    hears events.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: Backend,
+        policy: Policy,
+        out: str | Path,
+        concurrency: int = 256,
+        sandboxes: int | None = None,
+        seed: int = 0,
+        durability: Literal["auto", "step", "episode"] = "auto",
+        max_turns: int | None = None,
+        step_timeout_s: float = 30.0,
+        episode_timeout_s: float | None = None,
+        on_agent_kill: Literal["zero", "grade", "drop"] = "zero",
+        queue: TrainerQueue | None = None,
+        consumer: str | None = None,
+        max_unacked: int | None = None,
+        resume: bool = False,
+        retry: RetryPolicy | None = None,
+        options: Mapping[str, object] | None = None,
+        config: Mapping[str, object] | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        _positive(concurrency=concurrency, sandboxes=sandboxes, max_turns=max_turns, max_unacked=max_unacked)
+        _positive(step_timeout_s=step_timeout_s, episode_timeout_s=episode_timeout_s)
+        if queue is not None and consumer is not None and consumer != queue.name:
+            raise UsageError(f"give a queue or a consumer elsewhere, not both ({queue.name!r} and {consumer!r})")
+        self._backend = backend
+        self._policy = policy
+        self._directory = RunDirectory(Path(out))
+        self._concurrency = concurrency
+        self._sandboxes = min(sandboxes or os.cpu_count() or 1, concurrency)
+        self._seed = seed
+        self._durable_steps = policy.calls_model if durability == "auto" else durability == "step"
+        self._max_turns = max_turns
+        self._step_timeout_s = step_timeout_s
+        self._episode_timeout_s = episode_timeout_s
+        self._on_agent_kill = OnAgentKill(on_agent_kill)
+        self._queue = queue
+        self._consumer = queue.name if queue is not None else consumer
+        self._max_unacked = max_unacked
+        self._resume = resume
+        self._retry = retry or RetryPolicy()
+        self._options = dict(options or {})
+        self._config = dict(config or {})
+        self._listener = listener
+        self._stack = AsyncExitStack()
+        self._store: Store | None = None
+        self._journal: Journal | None = None
+        self._pool: Pool | None = None
+        self._info: EnvironmentInfo | None = None
+        self._engine: Engine | None = None
+        self._toolsets: dict[str, bytes] = {}
+        self._absorbed: dict[Sandbox, int] = {}
+        self._left_out: Mapping[str, Mapping[str, object]] = {}
+        self._stored_before = 0
+        self._entered = 0.0
+        self._drain_asked = False
+        self.summary: Summary | None = None
+        """What the run has come to, once it has ended."""
+
+    async def __aenter__(self) -> Self:
+        """Take the directory and start sandboxes.
+
+        Raises UsageError (RunExists, RunBusy, SchemaMismatch, EnvironmentChanged, Unavailable), RunFailed, StoreError.
+        """
+        self._entered = time.monotonic()
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._directory.claim())
+            self._stack = stack
+            if self._directory.store.exists():
+                await self._load()
+            elif self._resume:
+                raise UsageError(f"there is no run in {self._directory.path}; start one with `rollout collect`")
+            if isinstance(self._policy, AbstractAsyncContextManager):
+                await stack.enter_async_context(self._policy)
+            self._pool = await self._start_pool(stack)
+            self._info = await self._meet()
+            if self._store is None:
+                await self._create()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def tasks(self, split: str = "") -> TaskList:
+        """The tasks of a split in the data's order. Raises UnknownName, Unavailable, RunFailed."""
+        while True:
+            lease = await self._need_pool().lease()
+            try:
+                return await lease.sandbox.tasks(split)
+            except SandboxLost:
+                continue
+            finally:
+                lease.release()
+
+    async def run(
+        self,
+        *,
+        split: str = "",
+        tasks: Sequence[str] | None = None,
+        group_size: int = 1,
+        episodes: int | None = None,
+    ) -> Summary:
+        """Collect `episodes` episodes (default: every task once per sample) in groups of `group_size` samples a task.
+
+        Returns when all is durable, and delivered where a queue was given, or when the run has drained. On resume the
+        stored plan counts and the arguments are not needed. Cancelled: episodes in flight are left to a resume.
+        Raises UsageError, RunFailed, StoreError.
+        """
+        engine = await self._prepare(split, tasks, group_size, episodes, self._consumer)
+        if engine is None:
+            return self._ended()
+        if self._queue is None:
+            await engine.run()
+            return await self._conclude(engine)
+        async with consume(self._directory.store, self._queue.name, engine.releases) as groups:
+            await self._beside(engine, deliver(groups, self._queue, self._emit))
+        return await self._conclude(engine)
+
+    async def collect(
+        self,
+        *,
+        split: str = "",
+        tasks: Sequence[str] | None = None,
+        group_size: int = 1,
+        episodes: int | None = None,
+    ) -> AsyncGenerator[Group]:
+        """As `run`, and yield every group once it is durable, in the order of release.
+
+        A group is acked when the next one is asked for; the collection pauses while the caller is far behind. Leaving
+        the loop early stops the run, and `resume=True` goes on with it.
+        """
+        if self._consumer is not None:
+            raise UsageError("collect() is the consumer itself: use run() with a queue or a consumer elsewhere")
+        engine = await self._prepare(split, tasks, group_size, episodes, COLLECT)
+        if engine is None:
+            return
+        running = asyncio.create_task(self._run(engine), name="engine")
+        try:
+            async with consume(self._directory.store, COLLECT, engine.releases) as groups:
+                async for group in groups:
+                    yield group
+            await running
+            await self._conclude(engine)
+        finally:
+            engine.cancel()
+            await shielded(_finish(running), deadline_s=30.0, what="the engine")
+
+    def drain(self) -> None:
+        """Start nothing more; what runs goes on to its end. Idempotent; also before the run has begun."""
+        self._drain_asked = True
+        if self._engine is not None:
+            self._engine.drain()
+
+    def cancel(self) -> None:
+        """Stop now; episodes in flight are left to a resume. Idempotent."""
+        if self._engine is not None:
+            self._engine.cancel()
+
+    def progress(self) -> Progress:
+        """Where the run stands; cheap."""
+        engine = self._engine
+        pool = None if self._pool is None else self._pool.statistics()
+        live, target = (0, self._sandboxes) if pool is None else (pool.live, pool.size)
+        if engine is None:
+            elapsed = time.monotonic() - self._entered
+            return Progress(0, 0, 0, 0, 0, 0, 0, 0.0, {}, {}, 0, live, target, elapsed, self._drain_asked, "starting")
+        scheduler, counters = engine.scheduler, engine.counters
+        counts = scheduler.statistics()
+        return Progress(
+            total=counts.total,
+            done=counts.stored,
+            running=counts.running,
+            waiting=counts.waiting + counts.paused,
+            uncommitted=counts.unstored,
+            steps=counters.steps,
+            rewarded=counters.rewarded,
+            reward_sum=counters.reward_sum,
+            outcomes=dict(counters.outcomes),
+            failures=dict(counters.failures),
+            recovered=counters.recovered,
+            sandboxes_live=live,
+            sandboxes_target=target,
+            elapsed_s=time.monotonic() - counters.wall_start,
+            draining=scheduler.draining,
+            paused="the consumer is behind" if scheduler.lagging else None,
+        )
+
+    async def _load(self) -> None:
+        """The store of an earlier life of this run."""
+        store = Store.load(self._directory.store)
+        self._stack.push_async_callback(store.close)
+        if not self._resume:
+            if store.state == "finished":
+                raise RunExists(f"{self._directory.path} holds a finished run: choose another directory")
+            raise RunExists(f"{self._directory.path} holds an unfinished run: `rollout resume {self._directory.path}`")
+        if store.meta.environment != self._backend.environment:
+            raise EnvironmentChanged(
+                f"the run in {self._directory.path} is of {store.meta.environment}, not {self._backend.environment}"
+            )
+        self._seed = store.meta.seed
+        self._store = store
+        self._toolsets.update(await store.toolsets())
+
+    async def _create(self) -> None:
+        """The store of a new run; the environment's digest is known only now."""
+        info = self._need_info()
+        meta = RunMeta(self._run_id(), info.name, info.digest, self._seed, time.time(), self._config)
+        self._store = Store.create(self._directory.store, meta)
+        self._stack.push_async_callback(self._store.close)
+
+    def _run_id(self) -> RunId:
+        return self._store.meta.run if self._store is not None else self._new_run
+
+    async def _start_pool(self, stack: AsyncExitStack) -> Pool:
+        self._new_run = RunId(uuid4().hex[:12])
+        self._directory.logs.mkdir(parents=True, exist_ok=True)
+        self._backend.configure(
+            run=self._run_id(),
+            with_solutions=self._policy.needs_solutions,
+            logs=str(self._directory.logs),
+            call_limit_s=self._step_timeout_s + _GRACE_S,
+        )
+        await stack.enter_async_context(self._backend)
+        return await stack.enter_async_context(Pool(self._backend, self._sandboxes, self._emit))
+
+    async def _meet(self) -> EnvironmentInfo:
+        """What the first sandbox says of its environment."""
+        lease = await self._need_pool().lease()
+        lease.release()
+        info = lease.sandbox.info
+        if self._store is not None and self._store.meta.digest != info.digest:
+            raise EnvironmentChanged(
+                f"{info.name} has changed since the run was recorded ({self._store.meta.digest}, now {info.digest}): "
+                "replay would compare two different environments; use the recorded version, or start a new run"
+            )
+        return info
+
+    async def _prepare(
+        self, split: str, tasks: Sequence[str] | None, group_size: int, episodes: int | None, consumer: str | None
+    ) -> Engine | None:
+        """The engine of this life of the run; None where the run has finished already."""
+        store = self._need_store()
+        if self._engine is not None or self.summary is not None:
+            raise UsageError("one Orchestrator collects one run: make another with its own directory")
+        if store.state == "finished":
+            return None
+        plan = await self._plan(split, tasks, group_size, episodes)
+        epoch = store.run_epoch
+        if self._resume:
+            epoch = await self._begin_epoch(store)
+        engine = await self._make_engine(store, plan, epoch, consumer)
+        self._engine = engine
+        if self._drain_asked:
+            engine.scheduler.draining = True
+        return engine
+
+    async def _begin_epoch(self, store: Store) -> int:
+        await store.start(self._committed, self._store_failed)
+        return await store.raise_epoch()
+
+    async def _make_engine(self, store: Store, plan: Plan, epoch: int, consumer: str | None) -> Engine:
+        if not self._resume:
+            await store.start(self._committed, self._store_failed)
+            await store.save_plan(
+                {"tasks": list(plan.tasks), "groups": plan.groups, "size": plan.size, "left_out": self._left_out}
+            )
+        stored = await store.committed()
+        self._stored_before = len(stored)
+        held = await self._open_journal(epoch, set(stored))
+        open_samples = [
+            (key, stored[key].outcome in REWARDED and stored[key].reward is not None)
+            for keys in (await store.open_groups()).values()
+            for key in keys
+        ]
+        scheduler = Scheduler(
+            plan,
+            self._concurrency,
+            max_unacked=(self._max_unacked or max(64, 2 * self._concurrency // plan.size)) if consumer else None,
+            retry=self._retry,
+            stored=frozenset(stored),
+            attempts={key: attempt for key, (attempt, _) in held.items()},
+            open_samples=open_samples,
+        )
+        return Engine(
+            scheduler=scheduler,
+            settings=self._settings(),
+            services=self._services(),
+            pool=self._need_pool(),
+            store=store,
+            journal=self._journal,
+            held={key: buffer for key, (_, buffer) in held.items()},
+            consumer=consumer,
+        )
+
+    async def _open_journal(self, epoch: int, stored: set[EpisodeKey]) -> dict[EpisodeKey, tuple[int, EpisodeBuffer]]:
+        """What the journal of the earlier life holds of episodes in flight; and the journal of this one."""
+        folder = self._directory.journal
+        loaded = await asyncio.to_thread(Journal.load, folder) if self._resume and folder.exists() else {}
+        held = {
+            key: (attempt, EpisodeBuffer.restore(data)) for key, (attempt, data) in loaded.items() if key not in stored
+        }
+        if self._durable_steps:
+            self._journal = Journal(folder, epoch, on_error=self._store_failed)
+            await self._journal.start(held)
+            self._stack.push_async_callback(self._journal.close)
+        return held
+
+    def _settings(self) -> EpisodeSettings:
+        info = self._need_info()
+        return EpisodeSettings(
+            run_seed=self._seed,
+            header=header(info.name, info.digest),
+            deterministic=info.deterministic,
+            max_turns=self._max_turns or info.max_turns,
+            step_timeout_s=self._step_timeout_s,
+            time_budget_s=self._episode_timeout_s,
+            on_agent_kill=self._on_agent_kill,
+            options=self._options,
+        )
+
+    def _services(self) -> EpisodeServices:
+        return EpisodeServices(
+            pool=self._need_pool(),
+            policy=self._policy,
+            emit=self._emit,
+            touch=_no_journal if self._journal is None else self._journal.touch,
+            poisoned=self._poisoned,
+            toolsets=self._toolsets,
+            absorb=self._absorb,
+        )
+
+    def _poisoned(self, task: str) -> Failure | None:
+        return None if self._engine is None else self._engine.scheduler.poisoned(task)
+
+    def _absorb(self, sandbox: Sandbox) -> None:
+        """Take over the tool sets that a sandbox has announced since the last look."""
+        toolsets = sandbox.toolsets()
+        if self._absorbed.get(sandbox, 0) != len(toolsets):
+            self._absorbed = {known: count for known, count in self._absorbed.items() if not known.lost.done()}
+            self._absorbed[sandbox] = len(toolsets)
+            self._toolsets.update(toolsets)
+            self._need_store().put_toolsets(toolsets)
+
+    async def _plan(self, split: str, tasks: Sequence[str] | None, group_size: int, episodes: int | None) -> Plan:
+        stored = await self._need_store().load_plan() if self._resume else None
+        if stored is not None:
+            self._left_out = stored["left_out"]
+            return Plan(stored["tasks"], stored["groups"], stored["size"])
+        _positive(group_size=group_size, episodes=episodes)
+        if tasks is not None:
+            names = list(tasks)
+            await self._probe(names)
+        else:
+            listed = await self.tasks(split)
+            names = list(listed.ids)
+            self._left_out = {
+                name: {"count": count, "needs": needs} for name, (count, needs) in listed.left_out.items()
+            }
+        if not names:
+            raise UsageError(f"the split {split!r} has no task that can run here")
+        wanted = len(names) * group_size if episodes is None else episodes
+        if wanted % group_size:
+            raise UsageError(f"{wanted} episodes are not a whole number of groups of {group_size}")
+        return Plan(names, wanted // group_size, group_size)
+
+    async def _probe(self, tasks: Sequence[str]) -> None:
+        """Open each named task once, so that a misspelt one is an error before the run and not an outcome in it."""
+        for task in dict.fromkeys(tasks):
+            lease = await self._need_pool().lease()
+            try:
+                session, _ = await lease.sandbox.open(EpisodeSpec(task, 0, self._step_timeout_s, self._options))
+                session.close()
+            except SandboxRefused as refused:
+                if refused.code == "unknown_task":
+                    raise UnknownName(refused.failure.message) from None
+            except SandboxError:
+                continue  # it exists; what is wrong with it is for the run to find out
+            finally:
+                lease.release()
+
+    async def _run(self, engine: Engine) -> None:
+        """The engine, and the word to its consumers that it is over."""
+        try:
+            await engine.run()
+        finally:
+            engine.releases.changed(over=True)
+
+    async def _beside(self, engine: Engine, delivery: Any) -> None:
+        """Run the engine and a delivery; the first error ends both."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                delivering = tasks.create_task(delivery, name="delivery")
+                await self._run(engine)
+                if not engine.complete:  # drained or cancelled: what is released stays in the outbox for the resume
+                    delivering.cancel()
+        except* RolloutError as errors:
+            raise first_error(errors) from None
+
+    async def _conclude(self, engine: Engine) -> Summary:
+        store = self._need_store()
+        await store.flush()
+        summary = await self._summarise(engine)
+        if engine.complete:
+            await store.finish(summary.as_dict())
+        self.summary = summary
+        return summary
+
+    def _ended(self) -> Summary:
+        """The summary of a run that had finished before."""
+        self.summary = Summary(**dict(self._need_store().summary or {}))
+        return self.summary
+
+    async def _summarise(self, engine: Engine) -> Summary:
+        store, counters = self._need_store(), engine.counters
+        totals = await store.totals()
+        wall = max(counters.wall_end - counters.wall_start, 1e-9)
+        steps = counters.steps
+        return Summary(
+            run=store.meta.run,
+            out=str(self._directory.path),
+            state="finished" if engine.complete else "unfinished",
+            environment=store.meta.environment,
+            episodes=totals.episodes,
+            planned=engine.scheduler.plan.episodes,
+            outcomes={str(outcome): count for outcome, count in totals.outcomes.items()},
+            reward_mean=totals.reward_mean,
+            reward_one=totals.reward_one,
+            steps=totals.steps,
+            wall_s=wall,
+            episodes_per_s=(totals.episodes - self._stored_before) / wall,
+            steps_per_s=steps / wall,
+            cpu_us_per_step_orchestrator=(counters.cpu_end - counters.cpu_start) / steps * 1e6 if steps else None,
+            cpu_us_per_step_sandbox=(self._need_pool().cpu_seconds() - counters.sandbox_cpu_start) / steps * 1e6
+            if steps
+            else None,
+            peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            model_calls=totals.model_calls,
+            prompt_tokens=totals.prompt_tokens,
+            completion_tokens=totals.completion_tokens,
+            recovered_episodes=totals.recovered,
+            duplicates=totals.duplicates,
+            redelivered=totals.redelivered,
+            groups=totals.groups,
+            failures=dict(counters.failures),
+            left_out=self._left_out,
+        )
+
+    def _committed(self, keys: Sequence[EpisodeKey], seqs: Sequence[int]) -> None:
+        if self._engine is not None:
+            self._engine.committed(keys, seqs)
+
+    def _store_failed(self, error: RolloutError) -> None:
+        if self._engine is not None:
+            self._engine.fail(error)
+
+    def _emit(self, event: Event) -> None:
+        if self._listener is not None:
+            self._listener(event)
+
+    def _need_pool(self) -> Pool:
+        if self._pool is None:
+            raise UsageError("enter the orchestrator first: `async with Orchestrator(...) as orch`")
+        return self._pool
+
+    def _need_store(self) -> Store:
+        if self._store is None:
+            raise UsageError("enter the orchestrator first: `async with Orchestrator(...) as orch`")
+        return self._store
+
+    def _need_info(self) -> EnvironmentInfo:
+        if self._info is None:
+            raise UsageError("enter the orchestrator first: `async with Orchestrator(...) as orch`")
+        return self._info
+
+
+async def _finish(running: asyncio.Task[None]) -> None:
+    await asyncio.wait({running})
+
+
+def _no_journal(key: EpisodeKey, attempt: int, buffer: EpisodeBuffer) -> None:
+    """Steps are not made durable in this run."""
+
+
+def _positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise UsageError(f"{name} must be positive, not {value}")
