@@ -1,0 +1,1 @@
+"""The Berkeley Function Calling Leaderboard as an environment: upstream's tasks, simulators and checkers."""

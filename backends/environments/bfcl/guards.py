@@ -1,0 +1,84 @@
+"""Refusals of arguments that would stop the whole process: upstream's simulators trust theirs.
+
+A guard looks at a simulator and the arguments of one call and says why the call is refused, or None. A session shares
+its process with thousands of others, and C code that works on a huge number or Python code that walks a file system
+with 2**40 paths can not be interrupted. The bounds lie far above every call of the ground truth.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Guard = Callable[[Any, Mapping[str, Any]], str | None]
+
+MAX_BITS: Final = 65_536
+"""The size of an integer that `power` may compute."""
+MAX_DIGITS: Final = 1_000
+"""The precision, and the decimal places, that may be asked for."""
+MAX_NUMERAL: Final = 64
+"""The length of a string given where a number belongs (upstream hands it to mpmath, which reads it)."""
+MAX_PATHS: Final = 256 * 1024
+"""The length of all paths below a directory together that `find` and `du` may walk."""
+MAX_LEVELS: Final = 64
+"""How deep they may go; a directory that was copied into itself has no end."""
+
+
+def _power(_: object, arguments: Mapping[str, Any]) -> str | None:
+    base, exponent = arguments.get("base"), arguments.get("exponent")
+    integers = isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1
+    if integers and base.bit_length() * exponent > MAX_BITS:
+        return f"the result of power would have more than {MAX_BITS} bits; use smaller numbers"
+    return None
+
+
+def _digits(name: str) -> Guard:
+    def guard(_: object, arguments: Mapping[str, Any]) -> str | None:
+        for parameter, value in arguments.items():
+            if isinstance(value, str) and len(value) > MAX_NUMERAL:
+                return f"{parameter} must be a number"
+        value = arguments.get(name)
+        try:
+            refused = value is not None and abs(int(value)) > MAX_DIGITS
+        except (TypeError, ValueError, OverflowError):
+            return None  # not a number: the simulator says so itself
+        return f"{name} must be at most {MAX_DIGITS}" if refused else None
+
+    return guard
+
+
+def _walk(start: Any) -> str | None:
+    length = 0
+    waiting = [(start, 0, 0)]
+    while waiting:
+        directory, level, prefix = waiting.pop()
+        for name, item in directory.contents.items():
+            length += prefix + len(name) + 1
+            if length > MAX_PATHS or level > MAX_LEVELS:
+                return "the directory is too large or contains itself; choose a smaller one"
+            if hasattr(item, "contents"):
+                waiting.append((item, level + 1, prefix + len(name) + 1))
+    return None
+
+
+def _find(files: Any, arguments: Mapping[str, Any]) -> str | None:
+    path = arguments.get("path")
+    from_root = isinstance(path, str) and path.startswith("/")
+    return _walk(files.root if from_root else files._current_dir)  # noqa: SLF001 - upstream names it so
+
+
+def _du(files: Any, _: Mapping[str, Any]) -> str | None:
+    return _walk(files._current_dir)  # noqa: SLF001 - upstream names it so
+
+
+GUARDS: Final[Mapping[tuple[str, str], Guard]] = {
+    ("MathAPI", "power"): _power,
+    ("MathAPI", "logarithm"): _digits("precision"),
+    ("MathAPI", "square_root"): _digits("precision"),
+    ("MathAPI", "round_number"): _digits("decimal_places"),
+    ("GorillaFileSystem", "find"): _find,
+    ("GorillaFileSystem", "du"): _du,
+}
+"""Guards by (simulator, method)."""
