@@ -94,6 +94,8 @@ class Endpoint:
         self._answers: dict[str, Answer] | None = None
         self._log = -1
         self._counts = {"requests": 0, "answered": 0, "failed": 0, "hung": 0, "malformed": 0, "active": 0}
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Endpoint:
@@ -128,6 +130,10 @@ class Endpoint:
         server = self._runner.server if self._runner is not None else None
         return EndpointStatistics(**self._counts, connections=len(server.connections) if server is not None else 0)
 
+    async def idle(self) -> None:
+        """Wait until no call is being answered; a call whose client has gone counts no longer."""
+        await self._idle.wait()
+
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "fake", "object": "model"}]})
 
@@ -135,6 +141,7 @@ class Endpoint:
         index = self._counts["requests"]
         self._counts["requests"] += 1
         self._counts["active"] += 1
+        self._idle.clear()
         try:
             asked = orjson.loads(await request.read())
             scripted = self._script(asked, index) if self._script is not None else None
@@ -143,6 +150,8 @@ class Endpoint:
             return await self._fault() or await self._answer(request, asked)
         finally:
             self._counts["active"] -= 1
+            if not self._counts["active"]:
+                self._idle.set()
 
     async def _fault(self) -> web.Response | None:
         options = self._options
