@@ -116,12 +116,25 @@ class Claims:
             if not self._change("granted = ?, lease_until = ?", (now, now + lease_s), claim):
                 raise _lost(claim)
 
+    def surrender(self) -> None:
+        """Give back all that this worker still holds, what it was never told of included."""
+        self._give_back("AND token LIKE ?", f"{self.worker}-%")
+
+    def reclaim(self) -> None:
+        """Give back all that any worker of this consumer holds: for who knows that all of them are dead."""
+        self._give_back("")
+
     def drained(self) -> bool:
         """Whether the run is finished and this consumer has acknowledged all its groups."""
         with explained(self.path):
             # In this order: a run that is finished releases nothing more.
             finished = self._connection.execute("SELECT state FROM run").get == "finished"
             return finished and unacked(self._connection, self.consumer) == 0
+
+    def _give_back(self, condition: str, *values: str) -> None:
+        sql = "UPDATE deliveries SET token = '', lease_until = 0 WHERE consumer = ? AND state = 'claimed'"
+        with explained(self.path):
+            self._connection.execute(f"{sql} {condition}", (self.consumer, *values))
 
     def _claimable(self, limit: int) -> list[int]:
         values = {"consumer": self.consumer, "now": self._clock(), "slack": CLOCK_SLACK_S, "limit": limit}
