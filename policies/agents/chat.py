@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.errors import UsageError
+from orchestrator.seeds import derive
 from orchestrator.types import Decision, Generation
 from policies.agents.backoff import Backoff
 from policies.agents.client import ModelClient
 from policies.agents.completions import Dialect, Requests
 from policies.agents.connection import ConnectionOptions
-from policies.agents.randomness import derive
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from orchestrator.records import ConversationView
     from policies.agents.client import Answered
 
-_SEED_BITS = 31
-"""Seeds stay below 2**31: some servers read them as a signed 32-bit number."""
+_SEEDS: Final = 1 << 31
+"""Request seeds stay below this: some servers read them as a signed 32-bit number."""
 
 
 class ChatStatistics(NamedTuple):
@@ -146,7 +146,7 @@ class ChatPolicy:
 
     async def decide(self, view: ConversationView, seed: int) -> Decision:
         """Ask for the next message of a conversation. Raises and is cancelled as `ModelClient.complete`."""
-        request_seed = derive(seed, view.turn) >> (64 - _SEED_BITS) if self._send_seed else None
+        request_seed = derive("request", seed, view.turn) % _SEEDS if self._send_seed else None
         answered = await self._client.complete(self._requests.body(view, request_seed))
         generation = self._generation(answered, request_seed)
         self._decisions += 1

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 
 from orchestrator.errors import PolicyError, UsageError
+from orchestrator.seeds import derive
 from orchestrator.types import Decision, Failure, FailureKind
 from policies.agents.mistakes import spoil
-from policies.agents.randomness import derive, uniform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from orchestrator.protocols import EpisodeContext
     from orchestrator.records import ConversationView
 
+_SEEDS: Final = 1 << 63
+"""`derive` is uniform below this."""
 _USED_UP: Final = Decision(b'{"role":"assistant","content":"I have nothing more to do."}')
 
 
@@ -121,12 +123,14 @@ class ReplayAgent:
         assert self._solution is not None
         seed = self._ctx.seed
         wrong = [
-            place for place in range(self._solution.calls(turn)) if uniform(seed, turn, place) >= self._policy.skill
+            place
+            for place in range(self._solution.calls(turn))
+            if derive("skill", seed, turn, place) / _SEEDS >= self._policy.skill
         ]
         if not wrong:
             return right
         message = orjson.loads(right.action)
-        rng = random.Random(derive(seed, turn))
+        rng = random.Random(derive("mistake", seed, turn))
         for place in wrong:
             message["tool_calls"][place] = spoil(message["tool_calls"][place], self._solution.functions(), rng)
         return Decision(orjson.dumps(message))

@@ -1,4 +1,4 @@
-"""Delays between retries, and the seeds of decisions."""
+"""Delays between retries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import UsageError
 from policies.agents.backoff import Backoff, read_retry_after
-from policies.agents.randomness import derive, uniform
 
 draws = st.floats(0, 1, exclude_max=True)
 
@@ -48,13 +47,3 @@ def test_retry_after_in_both_forms(header: str | None, seconds: float | None) ->
 def test_nonsense_is_refused() -> None:
     with pytest.raises(UsageError, match="max_retries is -1"):
         Backoff(max_retries=-1)
-
-
-def test_seeds_are_the_same_everywhere() -> None:
-    assert derive(1, 2) == 11868681386100499350
-
-
-@given(seed=st.integers(-(2**70), 2**70), turn=st.integers(0, 2**40))
-def test_uniform_is_in_range_and_follows_from_its_arguments(seed: int, turn: int) -> None:
-    assert 0.0 <= uniform(seed, turn) < 1.0
-    assert uniform(seed, turn) == uniform(seed, turn) != uniform(seed, turn + 1)
