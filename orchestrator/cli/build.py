@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from orchestrator.cli.config import Chat, Replay, RunConfig, Scripted
+from orchestrator.cli.logs import record
 
 if TYPE_CHECKING:
     from backends.environments.catalog import EnvironmentSpec
@@ -33,6 +34,7 @@ def orchestrator(config: RunConfig, out: Path, *, resume: bool) -> Orchestrator:
         consumer=config.consumer,
         max_unacked=config.max_unacked,
         resume=resume,
+        listener=record,
         config=config.model_dump(mode="json"),
     )
 

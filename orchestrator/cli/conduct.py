@@ -22,8 +22,11 @@ from orchestrator.cli.summary import print_summary
 from orchestrator.errors import RolloutError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from orchestrator.cli.config import RunConfig
-    from orchestrator.facade import Orchestrator, Summary
+    from orchestrator.facade import Orchestrator
+    from orchestrator.summary import Summary
 
 
 def conduct(config: RunConfig, *, resume: bool, install: bool, json: bool, verbose: bool) -> int:
@@ -32,11 +35,23 @@ def conduct(config: RunConfig, *, resume: bool, install: bool, json: bool, verbo
     out = config.out or Path("runs") / f"{config.env}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     with RunLog(config.log_level, stderr=verbose) as log:
         try:
-            summary = asyncio.run(_conduct(config, out, log, resume=resume, install=install))
+            summary, cancelled = asyncio.run(_conduct(config, out, log, resume=resume, install=install))
         except asyncio.CancelledError:
             say("cancelled before the run had begun")
             return CANCELLED
-    return report(summary, out, json=json)
+    report(summary, json=json)
+    if summary["state"] == "finished":
+        return OK
+    say(f"{'cancelled' if cancelled else 'drained'} before the end: `rollout resume {out}` goes on")
+    return CANCELLED if cancelled else UNFINISHED
+
+
+def report(summary: Mapping[str, Any], *, json: bool) -> None:
+    """Print a summary as the last thing on stdout."""
+    if json:
+        emit_json(summary)
+    else:
+        print_summary(summary)
 
 
 class Interrupts:
@@ -44,6 +59,7 @@ class Interrupts:
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.orch: Orchestrator | None = None
+        self.cancelled = False
         self._task = task
         self._count = 0
 
@@ -62,11 +78,15 @@ class Interrupts:
             say("draining: running episodes are finished, no new ones begin; interrupt again to cancel them")
             self.orch.drain()
         elif self._count == 2:
+            self.cancelled = True
             say("cancelling: running episodes are given up; what is done is being stored")
             self.orch.cancel()
 
 
-async def _conduct(config: RunConfig, out: Path, log: RunLog, *, resume: bool, install: bool) -> dict[str, Any]:
+async def _conduct(
+    config: RunConfig, out: Path, log: RunLog, *, resume: bool, install: bool
+) -> tuple[dict[str, Any], bool]:
+    """The summary, and whether the run was cancelled."""
     task = asyncio.current_task()
     assert task is not None
     interrupts = Interrupts(task)
@@ -76,7 +96,7 @@ async def _conduct(config: RunConfig, out: Path, log: RunLog, *, resume: bool, i
         log.attach(out / "logs" / "rollout.log")
         interrupts.orch = orch
         summary = await _run_and_show(orch, config, resume=resume)
-    return summary.as_dict()
+    return summary.as_dict(), interrupts.cancelled
 
 
 async def _run_and_show(orch: Orchestrator, config: RunConfig, *, resume: bool) -> Summary:
@@ -103,20 +123,3 @@ def _plan(config: RunConfig) -> dict[str, Any]:
         "group_size": config.group_size,
         "episodes": config.episodes,
     }
-
-
-def report(summary: dict[str, Any], out: Path, *, json: bool) -> int:
-    """Print the summary and say what to do next; the exit code."""
-    if json:
-        emit_json(summary)
-    else:
-        print_summary(summary)
-    match summary["state"]:
-        case "finished":
-            return OK
-        case "cancelled":
-            say(f"cancelled; go on with `rollout resume {out}`")
-            return CANCELLED
-        case _:
-            say(f"unfinished; go on with `rollout resume {out}`")
-            return UNFINISHED

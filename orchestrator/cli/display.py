@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-    from orchestrator.facade import Progress
+    from orchestrator.summary import Progress
 
 LIVE_S: Final = 0.25
 PLAIN_S: Final = 5.0

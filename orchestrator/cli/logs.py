@@ -1,19 +1,39 @@
-"""The log of a run: held back until the run directory is ours, then written to its `logs/rollout.log`."""
+"""The log of a run: held back until the run directory is ours, then written to its `logs/rollout.log`.
+
+What the orchestrator reports as events becomes lines here; the level says how much of it is kept.
+"""
 
 from __future__ import annotations
 
 import logging
 import logging.handlers
 import sys
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, assert_never
+
+from orchestrator.cli.output import printable
+from orchestrator.events import (
+    DeliveryWaits,
+    Draining,
+    EpisodeEnded,
+    EpisodeRecovering,
+    EpisodeRetried,
+    SandboxEnded,
+    SandboxLeft,
+    SandboxStarted,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from orchestrator.events import Event
+    from orchestrator.types import Failure
 
 _FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _OURS: Final = ("orchestrator", "backends", "policies", "bench")
 _HELD: Final = 1000
 """Records held back before there is a file."""
+
+log: Final = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -56,3 +76,33 @@ class RunLog:
 def _formatted(handler: logging.Handler) -> logging.Handler:
     handler.setFormatter(logging.Formatter(_FORMAT))
     return handler
+
+
+def record(event: Event) -> None:
+    """Write an event to the log; the listener of a run."""
+    match event:
+        case SandboxStarted(sandbox, seconds):
+            log.info("sandbox %s answers after %.2f s", sandbox, seconds)
+        case SandboxEnded(sandbox, failure, sessions):
+            log.warning("sandbox %s is lost with %d episodes on it: %s", sandbox, sessions, _said(failure))
+        case SandboxLeft(sandbox):
+            log.error("sandbox %s did not end in time and is left behind; see `rollout doctor`", sandbox)
+        case EpisodeRecovering(key, attempt, failure, suspect):
+            also = ", a suspect" if suspect else ""
+            log.info("episode %s attempt %d is replayed%s: %s", key, attempt, also, _said(failure))
+        case EpisodeRetried(key, attempt, failure):
+            log.warning("episode %s attempt %d is tried again: %s", key, attempt, _said(failure))
+        case EpisodeEnded(key, outcome, stop_reason, reward, failure):
+            level = logging.DEBUG if failure is None else logging.WARNING
+            why = "" if failure is None else f": {_said(failure)}"
+            log.log(level, "episode %s %s (%s), reward %s%s", key, outcome, stop_reason, reward, why)
+        case DeliveryWaits(queue, seconds):
+            log.warning("queue %s has not accepted a group for %.0f s", queue, seconds)
+        case Draining():
+            log.info("draining")
+        case _:
+            assert_never(event)
+
+
+def _said(failure: Failure) -> str:
+    return f"{failure.kind} at {failure.stage}: {printable(failure.message)}"

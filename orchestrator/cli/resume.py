@@ -20,9 +20,14 @@ def resume(
 
     Everything is as the run was started; the options given here override it.
     """
-    from orchestrator.cli.conduct import conduct
+    from orchestrator.cli.conduct import conduct, report
     from orchestrator.cli.config import stored
     from orchestrator.run import Run
 
-    config = stored(Run.open(run).meta.config, options.given(ctx) | {"out": run})
-    raise typer.Exit(conduct(config, resume=True, install=not no_install, json=json, verbose=verbose))
+    with Run.open(run) as opened:
+        config, summary = opened.meta.config, opened.summary
+    if summary is not None:
+        report(summary | {"out": str(run)}, json=json)
+        return
+    goes_on = stored(config, options.given(ctx) | {"out": run})
+    raise typer.Exit(conduct(goes_on, resume=True, install=not no_install, json=json, verbose=verbose))

@@ -45,3 +45,5 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "recovered", f"{summary['recovered_episodes']:,} episodes"
     yield "delivery", f"{summary['duplicates']:,} duplicates, {summary['redelivered']:,} redelivered"
     yield "data", str(summary["out"])
+    if "plot" in summary:
+        yield "plot", summary["plot"]
