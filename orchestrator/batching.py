@@ -18,6 +18,8 @@ from orchestrator.types import Failure, FailureKind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from orchestrator.types import Observation
+
 MAX_CALLS: Final = 1024
 MAX_BYTES: Final = 1024 * 1024
 
@@ -32,22 +34,7 @@ class QueuedCall(NamedTuple):
     session: int
     seq: int
     body: bytes
-    future: asyncio.Future[Answered] | None
-
-
-class Answered(NamedTuple):
-    """A successful answer."""
-
-    body: bytes
-    reward: float
-    done: bool
-
-
-class _Pending(NamedTuple):
-    future: asyncio.Future[Answered]
-    sent: float
-    op: int
-    session: int
+    future: asyncio.Future[Observation] | None
 
 
 class BatcherStatistics(NamedTuple):
@@ -65,7 +52,9 @@ class Batcher:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queued: deque[QueuedCall] = deque()
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, QueuedCall] = {}
+        self._sent: deque[tuple[int, float]] = deque()
+        """First id and time of each batch that may have pending calls, oldest first."""
         self._next_id = 1
         self._batches = 0
         self._failure: Failure | None = None
@@ -73,9 +62,9 @@ class Batcher:
         self.last_answer = self._loop.time()
         """Monotonic time of the newest sign of life."""
 
-    def call(self, op: int, session: int, seq: int, body: bytes) -> asyncio.Future[Answered]:
+    def call(self, op: int, session: int, seq: int, body: bytes) -> asyncio.Future[Observation]:
         """Queue a call; await the future for its answer. It raises SandboxLost or what `refuse` was given."""
-        future: asyncio.Future[Answered] = self._loop.create_future()
+        future: asyncio.Future[Observation] = self._loop.create_future()
         if self._failure is not None:
             future.set_exception(SandboxLost(self._failure, suspect=False))
             return future
@@ -97,9 +86,12 @@ class Batcher:
     def take(self) -> list[QueuedCall]:
         """The next batch, at most MAX_CALLS and about MAX_BYTES; its calls are pending from now on."""
         now = self._loop.time()
-        if not self._pending:
-            self.last_answer = now
         queued, pending = self._queued, self._pending
+        if not pending:
+            self.last_answer = now
+            self._sent.clear()
+        if queued:
+            self._sent.append((queued[0].id, now))
         batch: list[QueuedCall] = []
         size = 0
         while queued and len(batch) < MAX_CALLS and size < MAX_BYTES:
@@ -107,28 +99,28 @@ class Batcher:
             batch.append(call)
             size += len(call.body)
             if call.future is not None:
-                pending[call.id] = _Pending(call.future, now, call.op, call.session)
+                pending[call.id] = call
         if not queued:
             self.ready.clear()
         self._batches += 1
         return batch
 
-    def answer(self, number: int, answered: Answered) -> bool:
+    def answer(self, number: int, answered: Observation) -> bool:
         """Give a waiting call its answer. False: no such call waits, the peer broke the protocol."""
-        pending = self._pending.pop(number, None)
-        if pending is None:
+        call = self._pending.pop(number, None)
+        if call is None or call.future is None:
             return False
-        if not pending.future.done():
-            pending.future.set_result(answered)
+        if not call.future.done():
+            call.future.set_result(answered)
         return True
 
     def refuse(self, number: int, error: Callable[[str], Exception]) -> bool:
         """Fail a waiting call with `error(stage)`. False: no such call waits."""
-        pending = self._pending.pop(number, None)
-        if pending is None:
+        call = self._pending.pop(number, None)
+        if call is None or call.future is None:
             return False
-        if not pending.future.done():
-            pending.future.set_exception(error(_STAGES.get(pending.op, "call")))
+        if not call.future.done():
+            call.future.set_exception(error(_STAGES.get(call.op, "call")))
         return True
 
     def fail(self, failure: Failure) -> None:
@@ -136,11 +128,11 @@ class Batcher:
         if self._failure is not None:
             return
         self._failure = failure
-        for pending in self._pending.values():
-            if not pending.future.done():
-                stage = _STAGES.get(pending.op, "call")
+        for call in self._pending.values():
+            if call.future is not None and not call.future.done():
+                stage = _STAGES.get(call.op, "call")
                 lost = SandboxLost(Failure(failure.kind, stage, failure.message), suspect=True)
-                pending.future.set_exception(lost)
+                call.future.set_exception(lost)
         for call in self._queued:
             if call.future is not None and not call.future.done():
                 call.future.set_exception(SandboxLost(failure, suspect=False))
@@ -166,9 +158,13 @@ class Batcher:
     @property
     def oldest(self) -> float | None:
         """When the oldest pending call was sent, or None."""
-        for pending in self._pending.values():
-            return pending.sent
-        return None
+        first = next(iter(self._pending), None)
+        if first is None:
+            return None
+        sent = self._sent
+        while len(sent) > 1 and sent[1][0] <= first:
+            sent.popleft()
+        return sent[0][1]
 
     def statistics(self) -> BatcherStatistics:
         """Counts; cheap."""

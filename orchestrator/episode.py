@@ -114,7 +114,7 @@ class Episode:
         self._stop: StopReason | None = None
         """Why the playing ended, once it has; a later incarnation only grades."""
         self._losses = 0
-        self._incarnations = 0
+        self._incarnations = 0 if buffer.last is None else 1  # a history was made in an earlier incarnation
         self._started = time.time()
         budget = settings.time_budget_s
         self._deadline = None if budget is None else asyncio.get_running_loop().time() + budget
@@ -159,7 +159,6 @@ class Episode:
             self._services.absorb(sandbox)
             if buffer.last is None:
                 buffer.observe(observation)
-                self._services.touch(self.key, self.attempt, buffer)
             else:
                 self._compare(buffer.history()[0][:1], [observation])
         except BaseException:
@@ -213,7 +212,7 @@ class Episode:
             if type(decision) is not Decision or type(decision.action) is not bytes:
                 raise PolicyError(Failure(FailureKind.POLICY, "act", f"act returned {decision!r:.100}, not a Decision"))
             buffer.decide(decision)
-            touch(key, attempt, buffer)
+            touch(key, attempt, buffer)  # decisions must not be lost; an observation after them is replayed if it is
             await self._step(session, decision.action)
         return self._stop
 
@@ -225,8 +224,6 @@ class Episode:
             if refused.code != _TOO_LARGE:
                 raise
             self._stop = StopReason.REPLY_TOO_LARGE
-        else:
-            self._services.touch(self.key, self.attempt, self.buffer)
 
     async def _grade(self, session: Session, stop: StopReason) -> Trajectory:
         evaluation = await session.evaluate()
@@ -333,7 +330,7 @@ class Episode:
             reward=None if evaluation is None else evaluation.reward,
             steps=buffer.turn,
             buffer=bytes(buffer.data),
-            incarnations=max(1, self._incarnations),
+            incarnations=self._incarnations,
             model_calls=buffer.model_calls,
             prompt_tokens=buffer.tokens_in,
             completion_tokens=buffer.tokens_out,

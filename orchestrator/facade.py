@@ -375,8 +375,9 @@ class Orchestrator:
         }
         if self._durable_steps:
             self._journal = Journal(folder, epoch, on_error=self._store_failed)
-            await self._journal.start(held)
             self._stack.push_async_callback(self._journal.close)
+            self._journal.start()
+            await self._journal.adopt(held)
         return held
 
     def _settings(self) -> EpisodeSettings:

@@ -112,7 +112,7 @@ class Pool:
         while True:
             if self._fatal is not None:
                 raise RunFailed(f"no sandbox can be started: {self._fatal.message}")
-            live = [place.tenancy for place in self._places if place.tenancy is not None]
+            live = [p.tenancy for p in self._places if p.tenancy is not None and not p.tenancy.sandbox.lost.done()]
             if live:
                 return Lease(min(live, key=_leases))
             self._changed.clear()

@@ -26,7 +26,7 @@ from backends.server.wire import (
     encode,
     toolset_digest,
 )
-from orchestrator.batching import Answered, Batcher
+from orchestrator.batching import Batcher
 from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, Unavailable, UnknownName
 from orchestrator.protocols import SandboxStatistics
 from orchestrator.types import (
@@ -89,13 +89,13 @@ class LinkedSandbox:
             {"task": spec.task, "seed": spec.seed, "step_timeout_s": spec.step_timeout_s, "options": spec.options}
         )
         self._sessions += 1
-        session = LinkedSession(self, number)
+        session = LinkedSession(self, self._batcher, number)
         try:
-            answered = await self._batcher.call(Op.OPEN, number, 0, body)
+            observation = await self._batcher.call(Op.OPEN, number, 0, body)
         except BaseException:  # cancellation included: the session must not outlive its owner
             session.close()
             raise
-        return session, Observation(answered.body, answered.reward, answered.done)
+        return session, observation
 
     async def tasks(self, split: str) -> TaskList:
         """See `Sandbox.tasks`."""
@@ -180,7 +180,7 @@ class LinkedSandbox:
                 if not math.isfinite(reward):
                     known = batcher.refuse(number, _bad_reward)
                 else:
-                    known = batcher.answer(number, Answered(bytes(body), reward, done))
+                    known = batcher.answer(number, Observation(bytes(body), reward, done))
             elif status == Status.ERROR:
                 known = self._refuse(answer)
             elif status == Status.TOOLSET and number == 0:
@@ -217,10 +217,6 @@ class LinkedSandbox:
         self._sessions -= 1
         self._batcher.post(Op.CLOSE, session, seq)
 
-    def call(self, op: int, session: int, seq: int, body: bytes) -> asyncio.Future[Answered]:
-        """One call of a session."""
-        return self._batcher.call(op, session, seq, body)
-
     def __repr__(self) -> str:
         return f"<LinkedSandbox {self.id} sessions={self._sessions} {self._batcher!r}>"
 
@@ -228,15 +224,16 @@ class LinkedSandbox:
 class LinkedSession:
     """A session on a linked sandbox. Satisfies `orchestrator.protocols.Session`."""
 
-    __slots__ = ("_closed", "_number", "_sandbox", "_seq")
+    __slots__ = ("_batcher", "_closed", "_number", "_sandbox", "_seq")
 
-    def __init__(self, sandbox: LinkedSandbox, number: int) -> None:
+    def __init__(self, sandbox: LinkedSandbox, batcher: Batcher, number: int) -> None:
         self._sandbox = sandbox
+        self._batcher = batcher
         self._number = number
         self._seq = 1
         self._closed = False
 
-    def _call(self, op: int, body: bytes) -> asyncio.Future[Answered]:
+    def _call(self, op: int, body: bytes) -> asyncio.Future[Observation]:
         if self._closed:
             raise SandboxRefused(
                 Failure(FailureKind.PROTOCOL, "step", "the session was released; open a new one"),
@@ -245,18 +242,17 @@ class LinkedSession:
             )
         seq = self._seq
         self._seq = seq + 1
-        return self._sandbox.call(op, self._number, seq, body)
+        return self._batcher.call(op, self._number, seq, body)
 
     async def step(self, action: bytes) -> Observation:
         """See `Session.step`."""
-        body, reward, done = await self._call(Op.STEP, action)
-        return Observation(body, reward, done)
+        return await self._call(Op.STEP, action)
 
     async def replay(self, actions: Sequence[bytes]) -> list[Observation]:
         """See `Session.replay`: all actions leave in one batch."""
         futures = [self._call(Op.STEP, action) for action in actions]
         try:
-            return [Observation(*await future) for future in futures]
+            return [await future for future in futures]
         finally:
             for future in futures:
                 if not future.cancel() and not future.cancelled():

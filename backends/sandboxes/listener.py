@@ -89,7 +89,10 @@ class Listener:
 
     async def _accept(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(max_msg_size=MAX_FRAME, compress=False, timeout=2.0)
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionError:
+            return socket  # the peer died while it dialled in
         sandbox = await self._greet(socket)
         if sandbox is None:
             await socket.close(code=aiohttp.WSCloseCode.POLICY_VIOLATION, message=b"unknown sandbox")
