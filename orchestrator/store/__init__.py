@@ -13,6 +13,6 @@ held by the schema itself wherever SQL can say it:
 from orchestrator.store.claims import Claim, Claims
 from orchestrator.store.reader import StoreReader
 from orchestrator.store.store import Store
-from orchestrator.store.values import CommittedEpisode, GroupRelease, RunMeta, Totals
+from orchestrator.store.values import CommittedEpisode, RunMeta, Totals
 
-__all__ = ["Claim", "Claims", "CommittedEpisode", "GroupRelease", "RunMeta", "Store", "StoreReader", "Totals"]
+__all__ = ["Claim", "Claims", "CommittedEpisode", "RunMeta", "Store", "StoreReader", "Totals"]

@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.store.schema import explained, immediate
-from orchestrator.store.values import COLUMNS, WIDTH, GroupRelease, encode
+from orchestrator.store.values import COLUMNS, WIDTH, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import apsw
     from apsw import SQLiteValue
 
-    from orchestrator.types import EpisodeKey, Trajectory
+    from orchestrator.types import EpisodeKey, GroupRelease, Trajectory
 
 BATCH_ROWS: Final = 128
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     import apsw
 
-    from orchestrator.store.values import CommittedEpisode, GroupRelease, RunMeta, Totals
-    from orchestrator.types import EpisodeKey, Trajectory
+    from orchestrator.store.values import CommittedEpisode, RunMeta, Totals
+    from orchestrator.types import EpisodeKey, GroupRelease, Trajectory
 
 CLOSE_S: Final = 30.0
 

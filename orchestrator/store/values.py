@@ -39,19 +39,6 @@ class RunMeta:
         return cls(**orjson.loads(text))
 
 
-@dataclass(frozen=True, slots=True)
-class GroupRelease:
-    """A group that its last trajectory completes: it enters the outbox in the same transaction.
-
-    `size` is the number of its trajectories, the last one included; the store refuses to release any other number.
-    """
-
-    task: str
-    group: int
-    size: int
-    partial: bool
-
-
 class CommittedEpisode(NamedTuple):
     """What a resumed run needs to know of a stored key."""
 
