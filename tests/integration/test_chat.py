@@ -240,15 +240,12 @@ class TestRefusals:
             (401, "answered 401: too long; put a valid key into the environment variable OPENAI_API_KEY"),
             (404, "answered 404: too long; check the base URL"),
             (422, "answered 422: too long"),
-            (307, r"redirects \(307\) to nowhere"),
+            (307, r"redirects \(307\) to /v1/chat/completions; give that"),
         ],
     )
     async def test_what_will_not_pass_fails_at_once(self, status: int, said: str) -> None:
-        async with scripted(lambda body, index: Reply(b'{"error": {"message": "too long"}}', status)) as (
-            policy,
-            endpoint,
-            naps,
-        ):
+        refusal = Reply(b'{"error": {"message": "too long"}}', status, {"Location": "/v1/chat/completions"})
+        async with scripted(lambda body, index: refusal) as (policy, endpoint, naps):
             with pytest.raises(PolicyError, match=said) as caught:
                 await act(policy)
             assert caught.value.failure.kind is FailureKind.POLICY
@@ -390,6 +387,23 @@ class TestConnections:
                     await asyncio.sleep(0)
             assert all(cost(done.result()).calls == 1 for done in acts)
             assert policy.statistics()[:5] == (1000, 1000, 0, 0, 0)
+
+    async def test_no_bound_on_connections_by_itself(self) -> None:
+        arrived = asyncio.Event()
+
+        def script(body: dict[str, Any], index: int) -> None:
+            if index == 299:
+                arrived.set()
+
+        async with scripted(script, EndpointOptions(hang_rate=1.0)) as (policy, endpoint, _):
+            acts = [asyncio.create_task(act(policy)) for _ in range(300)]
+            async with asyncio.timeout(10):
+                await arrived.wait()
+                assert endpoint.statistics().active == 300
+                for call in acts:
+                    call.cancel()
+                await endpoint.idle()
+            assert policy.statistics().in_flight == 0
 
     async def test_a_bound_on_connections(self) -> None:
         most = 0

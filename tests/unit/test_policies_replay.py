@@ -186,3 +186,16 @@ def test_a_mistake_is_a_well_formed_other_call(arguments: dict[str, Any], functi
     assert isinstance(made, dict)
     assert (wrong["function"]["name"], made) != ("cd", orjson.loads(right["function"]["arguments"]))
     assert wrong["function"]["name"] in {"cd", *functions}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, 3, 2**60, 1.5, 1e300, "", "ab", "aa", [1], [], {"b": False}, {}, None],
+    ids=lambda value: repr(value),
+)
+def test_every_kind_of_value_can_be_got_wrong(value: object) -> None:
+    right = called("cd", a=value)
+    made = [orjson.loads(spoil(right, [], random.Random(seed))["function"]["arguments"]) for seed in range(40)]
+    assert all(arguments != {"a": value} for arguments in made)
+    assert {} in made
+    assert any("a" in arguments for arguments in made)
