@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import orjson
 
 from orchestrator.store.schema import explained, open_reader
-from orchestrator.store.values import COLUMNS, CommittedEpisode, RunMeta, Totals, decode
+from orchestrator.store.values import COLUMNS, WIDTH, CommittedEpisode, RunMeta, Totals, decode
 from orchestrator.types import EpisodeKey, Group, Outcome, Trajectory
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class StoreReader:
             place = (0,)
         while rows := self._all(f"{sql} LIMIT {PAGE_ROWS}", place):
             for row in rows:
-                yield decode(row)
+                yield decode(row[:WIDTH])
             place = rows[-1][:3] if order == "key" else rows[-1][-1:]
 
     def episode(self, key: EpisodeKey) -> Trajectory | None:
