@@ -147,8 +147,6 @@ class Orchestrator:
                 await stack.enter_async_context(self._policy)
             self._pool = await self._start_pool(stack)
             self._info = await self._meet()
-            if self._store is None:
-                await self._create()
             self._stack = stack.pop_all()
         return self
 
@@ -275,12 +273,13 @@ class Orchestrator:
         self._store = store
         self._toolsets.update(await store.toolsets())
 
-    async def _create(self) -> None:
-        """The store of a new run; the environment's digest is known only now."""
+    def _create(self) -> Store:
+        """The store of a new run; made when its plan is known, so that a misspelt split leaves no run behind."""
         info = self._need_info()
         meta = RunMeta(self._run_id(), info.name, info.digest, self._seed, time.time(), self._config)
         self._store = Store.create(self._directory.store, meta)
         self._stack.push_async_callback(self._store.close)
+        return self._store
 
     def _run_id(self) -> RunId:
         return self._store.meta.run if self._store is not None else self._new_run
@@ -313,12 +312,14 @@ class Orchestrator:
         self, split: str, tasks: Sequence[str] | None, group_size: int, episodes: int | None, consumer: str | None
     ) -> Engine | None:
         """The engine of this life of the run; None where the run has finished already."""
-        store = self._need_store()
+        store = self._store
         if self._engine is not None or self.summary is not None:
             raise UsageError("one Orchestrator collects one run: make another with its own directory")
-        if store.state == "finished":
+        if store is not None and store.state == "finished":
             return None
         plan = await self._plan(split, tasks, group_size, episodes)
+        if store is None:
+            store = self._create()
         epoch = store.run_epoch
         if self._resume:
             epoch = await self._begin_epoch(store)

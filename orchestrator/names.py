@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
     """The error for an unknown `what` (environment, policy, ...) called `name`."""
-    names = sorted(known)
+    names = sorted(map(str, known))  # members of a StrEnum too
     close = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     return UnknownName(f"unknown {what} {name!r}{hint} known: {', '.join(names) or 'none'}")

@@ -95,17 +95,17 @@ async def _conduct(
     async with orchestrator(config, out, resume=resume) as orch:
         log.attach(out / "logs" / "rollout.log")
         interrupts.orch = orch
-        summary = await _run_and_show(orch, config, resume=resume)
+        summary = await _run_and_show(orch, config)
     return summary.as_dict(), interrupts.cancelled
 
 
-async def _run_and_show(orch: Orchestrator, config: RunConfig, *, resume: bool) -> Summary:
+async def _run_and_show(orch: Orchestrator, config: RunConfig) -> Summary:
     title = f"{config.env} {config.split or '(default split)'}, {config.policy.kind}"
     outcome: Summary | RolloutError
     async with asyncio.TaskGroup() as tasks:
         display = tasks.create_task(show(title, orch.progress), name="display")
         try:
-            outcome = await (orch.run() if resume else orch.run(**_plan(config)))
+            outcome = await orch.run(**_plan(config))
         except RolloutError as error:
             outcome = error  # raised outside of the group, which would wrap it
         finally:
@@ -116,7 +116,7 @@ async def _run_and_show(orch: Orchestrator, config: RunConfig, *, resume: bool) 
 
 
 def _plan(config: RunConfig) -> dict[str, Any]:
-    """What is to be collected; a resumed run has it in its store."""
+    """What is to be collected. A resumed run has it in its store, unless it died before it was there."""
     return {
         "split": config.split,
         "tasks": list(config.task_id) or None,

@@ -42,10 +42,17 @@ class Speedometer:
 
     def __init__(self) -> None:
         self._readings: deque[tuple[float, int, int]] = deque()
+        self._total = 0
 
     def read(self, progress: Progress) -> Speed:
-        """Take in a reading. The first one only starts the window: what was done before a resume is no speed."""
+        """Take in a reading. The first one only starts the window, and so does one of another plan.
+
+        The total changes when the plan becomes known: what an earlier life of the run has done is no speed.
+        """
         now, readings = progress.elapsed_s, self._readings
+        if progress.total != self._total:
+            self._total = progress.total
+            readings.clear()
         readings.append((now, progress.done, progress.steps))
         while len(readings) > 2 and readings[1][0] <= now - _WINDOW_S:
             readings.popleft()

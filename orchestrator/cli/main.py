@@ -6,7 +6,9 @@ with `rollout resume DIR`; 130 cancelled. Commands import what they need when th
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import TextIO
 
 import typer
 
@@ -42,6 +44,17 @@ def main() -> None:
         fail(error, FAILED)
     except KeyboardInterrupt:
         sys.exit(CANCELLED)
+    finally:
+        let_go(sys.stdout)
+        let_go(sys.stderr)
+
+
+def let_go(stream: TextIO) -> None:
+    """Flush, so that a reader who went away is no error at exit, when Python flushes again."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def fail(error: RolloutError, code: int) -> None:

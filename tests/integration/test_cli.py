@@ -1,0 +1,260 @@
+"""The command as a user types it: real processes, the toy environment, one finished run that most tests read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROLLOUT = Path(sys.executable).with_name("rollout")
+FIGURES = {
+    "episodes", "outcomes", "reward_mean", "reward_one", "steps", "wall_s", "episodes_per_s", "steps_per_s",
+    "cpu_us_per_step_orchestrator", "cpu_us_per_step_sandbox", "peak_rss_mb", "model_calls", "prompt_tokens",
+    "completion_tokens", "recovered_episodes", "duplicates", "redelivered", "run", "out", "state",
+}  # fmt: skip
+BROKEN = "from nowhere import nothing\n"
+
+
+def rollout(*arguments: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    environ = os.environ | {"COLUMNS": "100", "ROLLOUT_HOME": str(HOME)} | variables
+    command = [ROLLOUT, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
+HOME = Path()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing of these tests touches the user's own environments."""
+    global HOME
+    HOME = tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, home: None) -> tuple[Path, dict[str, Any]]:
+    """A run of every toy task twice, and what `collect --json` said of it."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    done = rollout("collect", "--env", "toy", "--group-size", "2", "--concurrency", "32", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    return out, json.loads(done.stdout)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """Exit code 2, nothing on stdout, no traceback; what was said, as one line."""
+    assert done.returncode == 2, done.stderr
+    assert not done.stdout
+    assert "Traceback" not in done.stderr
+    return " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_collect_prints_one_object_and_nothing_else(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = finished
+    assert summary.keys() >= FIGURES
+    assert (summary["episodes"], summary["outcomes"], summary["reward_one"]) == (128, {"completed": 128}, 128)
+    assert (summary["state"], summary["duplicates"], summary["out"]) == ("finished", 0, str(out))
+    assert summary["steps"] > 128
+    assert summary["cpu_us_per_step_orchestrator"] > 0
+    assert (out / "logs" / "rollout.log").read_text(encoding="utf-8").count("answers after") >= 1
+
+
+def test_resume_and_status_of_a_finished_run_say_the_same(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = finished
+    for command in ("resume", "status"):
+        done = rollout(command, out, "--json")
+        assert done.returncode == 0
+        assert json.loads(done.stdout.splitlines()[-1]) == summary
+    table = rollout("status", out)
+    assert "128 of exactly 1.0" in table.stdout
+    assert str(out) in table.stdout
+
+
+def test_a_finished_directory_is_not_used_again(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = finished
+    assert "holds a finished run: choose another directory" in refused(rollout("collect", "--env", "toy", "--out", out))
+    assert json.loads(rollout("status", out, "--json").stdout) == summary
+
+
+def test_show_lists_episodes_and_reads_one(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = finished
+    listed = rollout("show", out, "--limit", "5")
+    assert len(listed.stdout.splitlines()) == 6
+    assert "5 of 128 episodes (completed 128)" in listed.stderr
+    read = rollout("show", out, "toy_3/0/1").stdout
+    assert read.startswith("toy_3/0/1\ncompleted (done), reward 1, 5 steps")
+    assert "Count to 4" in read
+    assert read.count("assistant  action") == 5
+    assert '{"total":4,"target":4}' in read
+    assert rollout("show", out, "toy_3").stdout.startswith("toy_3/0/0\n")
+
+
+def test_show_says_what_there_is_instead(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = finished
+    assert "no episode toy_999 in" in refused(rollout("show", out, "toy_999"))
+    assert "unknown outcome 'complete'; did you mean 'completed'?" in refused(
+        rollout("show", out, "--outcome", "complete")
+    )
+    assert "0 of 128 episodes (completed 128)" in rollout("show", out, "--outcome", "poisoned").stderr
+    assert "there is no run in" in refused(rollout("show", out.parent / "nowhere"))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "openai"])
+def test_export_writes_every_key_once(finished: tuple[Path, dict[str, Any]], tmp_path: Path, form: str) -> None:
+    out, _ = finished
+    done = rollout("export", out, "--format", form, "--out", tmp_path / "rows.jsonl")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    keys = {row["key"] for row in rows}
+    assert keys == {f"toy_{task}/0/{sample}" for task in range(64) for sample in range(2)}
+    assert len(rows) == 128
+    assert {row["reward"] for row in rows} == {1.0}
+    row = next(row for row in rows if row["key"] == "toy_3/0/0")
+    if form == "openai":
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"] * 5 + ["user"]
+    else:
+        assert [turn["action"]["content"] for turn in row["turns"][:-1]] == ["add 1"] * 4 + ["stop"]
+        assert row["details"] == {"total": 4, "target": 4}
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_export_to_stdout_and_to_an_impossible_place(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, _ = finished
+    assert len(rollout("export", out, "--out", "-").stdout.splitlines()) == 128
+    assert "cannot write" in refused(rollout("export", out, "--out", tmp_path / "none" / "rows.jsonl"))
+    assert "is not one of 'jsonl', 'openai'" in refused(rollout("export", out, "--out", "-", "--format", "csv"))
+
+
+def test_a_plot_is_drawn(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, _ = finished
+    done = rollout("status", out, "--plot", tmp_path / "run.png")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert "run.png" in done.stdout
+
+
+def test_tasks_lists_ids_alone_on_stdout() -> None:
+    done = rollout("tasks", "--env", "toy", "--split", "toy:val")
+    assert done.stdout.splitlines() == [f"toy_{number}" for number in range(1, 64, 2)]
+    assert "32 tasks" in done.stderr
+    found = json.loads(rollout("tasks", "--env", "toy", "--json").stdout)
+    assert len(found["tasks"]) == 64
+
+
+def test_env_lists_and_installs() -> None:
+    listed = rollout("env", "list").stdout
+    assert "toy " in listed
+    assert "bfcl " in listed
+    assert rollout("env", "install", "toy").returncode == 0
+    assert "did you mean 'bfcl'?" in refused(rollout("env", "install", "toy", "bfcll"))
+
+
+def test_what_is_not_installed_says_how_to_install_it(tmp_path: Path) -> None:
+    done = rollout("collect", "--env", "bfcl", "--no-install", "--out", tmp_path / "run")
+    assert "environment 'bfcl' is not installed: run `rollout env install bfcl`" in refused(done)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--env", "tyo"], "unknown environment 'tyo'; did you mean 'toy'?"),
+        (["--env", "toy", "--split", "nope"], "unknown split 'nope'; known: toy, toy:train, toy:val, faults"),
+        (["--env", "toy", "--task-id", "toy_64"], "unknown task 'toy_64'"),
+        (["--env", "toy", "--policy", "reply"], "unknown policy 'reply'; did you mean 'replay'?"),
+        (["--env", "toy", "--backend", "loca"], "unknown backend 'loca'; did you mean 'local'?"),
+        (["--env", "toy", "--skill", "2"], "--skill: Input should be less than or equal to 1"),
+        (["--env", "toy", "--concurrency", "0"], "--concurrency: Input should be greater than 0"),
+        (["--env", "toy", "--model", "gpt"], "--model: Extra inputs are not permitted (it does not belong to policy"),
+        (["--env", "toy", "--policy", "chat", "--model", "m"], "--base-url"),
+        (["--env", "toy", "--policy", "scripted", "--script", "none.py:act"], "none.py"),
+        (["--env", "toy", "--concurency", "3"], "No such option: --concurency (Possible options: --concurrency"),
+        (["--env", "toy", "--durability", "never"], "is not one of 'auto', 'step', 'episode'"),
+        (["--env", "toy", "--group-size", "3", "--episodes", "4"], "4 episodes are not a whole number of groups of 3"),
+        (["--split", "toy"], "env: Field required (give --env"),
+        (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
+    ],
+)
+def test_what_is_given_wrongly_is_said_in_a_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
+    assert complaint in refused(rollout("collect", "--out", "run", *arguments, cwd=tmp_path))
+
+
+def test_a_run_that_could_not_begin_leaves_its_directory_usable(tmp_path: Path) -> None:
+    refused(rollout("collect", "--env", "toy", "--split", "nope", "--out", tmp_path / "run"))
+    again = rollout("collect", "--env", "toy", "--episodes", "4", "--out", tmp_path / "run", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["episodes"] == 4
+
+
+def test_a_configuration_file_runs_and_is_overridden(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("env: toy\nepisodes: 6\ngroup_size: 3\nout: a\n", encoding="utf-8")
+    first = rollout("collect", "--config", "run.yaml", "--json", cwd=tmp_path)
+    assert (json.loads(first.stdout)["episodes"], (tmp_path / "a" / "run.sqlite").is_file()) == (6, True)
+    second = rollout("collect", "--config", "run.yaml", "--episodes", "3", "--out", "b", "--json", cwd=tmp_path)
+    assert json.loads(second.stdout)["episodes"] == 3
+    (tmp_path / "run.yaml").write_text("env: toy\nepisodes: six\n", encoding="utf-8")
+    assert "run.yaml:2: episodes: Input should be a valid integer" in refused(
+        rollout("collect", "--config", "run.yaml", cwd=tmp_path)
+    )
+
+
+def test_a_script_acts_and_a_broken_one_says_where(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def act(view, ctx):\n    return 'add 1' if view.turn < 4 else 'stop'\n", "utf-8")
+    done = rollout(
+        "collect", "--env", "toy", "--policy", "scripted", "--script", "mine.py:act", "--task-id", "toy_3",
+        "--out", "run", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["reward_mean"] == 1.0
+    (tmp_path / "broken.py").write_text(BROKEN, "utf-8")
+    arguments = ("collect", "--env", "toy", "--policy", "scripted", "--out", "other", "--script")
+    assert "nowhere" in refused(rollout(*arguments, "broken.py:act", cwd=tmp_path))
+    assert "mine.py" in refused(rollout(*arguments, "mine.py:atc", cwd=tmp_path))
+
+
+def test_the_default_directory_is_named_by_environment_and_time(tmp_path: Path) -> None:
+    done = rollout("collect", "--env", "toy", "--episodes", "1", "--json", cwd=tmp_path)
+    out = json.loads(done.stdout)["out"]
+    assert out.startswith("runs/toy-")
+    assert (tmp_path / out / "run.sqlite").is_file()
+
+
+def test_doctor_finds_this_machine_fit_and_names_what_is_not() -> None:
+    done = rollout("doctor", "--concurrency", "100000000", "--json")
+    checks = {check["what"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 0, done.stderr
+    assert checks["sqlite"]["state"] == "ok"
+    assert checks["env toy"]["state"] == "ok"
+    assert (checks["env bfcl"]["state"], "rollout env install bfcl" in checks["env bfcl"]["finding"]) == ("warn", True)
+    assert checks["open files"]["state"] == "warn"
+
+
+def test_doctor_sees_a_server_that_lost_its_orchestrator() -> None:
+    waiting = f"{sys.executable} -c 'import time; time.sleep(60)' backends.server & echo $!; exec cat"
+    with subprocess.Popen(["sh", "-c", waiting], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        pid = parent.stdout.readline().strip()
+        checks = json.loads(rollout("doctor", "--json").stdout)["checks"]
+        parent.stdin.close()
+        os.kill(int(pid), 9)
+    finding = next(check for check in checks if check["what"] == "left-over servers")
+    assert finding["state"] == "warn"
+    assert pid in finding["finding"].split("kill -9 ")[1].rstrip("`").split()
+
+
+def test_help_is_quick_and_fits_a_narrow_terminal() -> None:
+    for command in ([], ["collect"], ["env"]):
+        done = rollout(*command, "--help", COLUMNS="60")
+        assert done.returncode == 0
+        assert max(map(len, done.stdout.splitlines())) <= 60
+
+
+def test_a_misspelt_command_is_answered_with_the_nearest() -> None:
+    done = rollout("colect")
+    assert done.returncode == 2
+    assert "collect" in done.stderr
