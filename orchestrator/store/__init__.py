@@ -12,7 +12,17 @@ held by the schema itself wherever SQL can say it:
 
 from orchestrator.store.claims import Claim, Claims
 from orchestrator.store.reader import StoreReader
+from orchestrator.store.schema import holds_run
 from orchestrator.store.store import Store
 from orchestrator.store.values import CommittedEpisode, RunMeta, Totals
 
-__all__ = ["Claim", "Claims", "CommittedEpisode", "RunMeta", "Store", "StoreReader", "Totals"]
+__all__ = [
+    "Claim",
+    "Claims",
+    "CommittedEpisode",
+    "RunMeta",
+    "Store",
+    "StoreReader",
+    "Totals",
+    "holds_run",
+]

@@ -133,7 +133,7 @@ def open_reader(path: Path) -> apsw.Connection:
 
 def holds_run(path: Path) -> bool:
     """Whether a run's store is there, of any schema version: a creator has committed it. Raises StoreError."""
-    if not path.is_file() or path.stat().st_size == 0:
+    if not path.is_file():
         return False
     with explained(path):
         connection = _connect(path, apsw.SQLITE_OPEN_READONLY)
