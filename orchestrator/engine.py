@@ -65,9 +65,8 @@ class Counters:
     retried: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
-    cpu_start: float = 0.0
-    cpu_end: float = 0.0
-    sandbox_cpu_start: float = 0.0
+    cpu_s: float = 0.0
+    sandbox_cpu_s: float = 0.0
     wall_start: float = 0.0
     wall_end: float = 0.0
 
@@ -108,6 +107,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._error: RolloutError | None = None
         self._thresholds = gc.get_threshold()
+        self._cpu_start = self._sandbox_cpu_start = 0.0
 
     async def run(self) -> None:
         """Run until every planned episode is durable, the run has drained, or `cancel` was called.
@@ -130,6 +130,7 @@ class Engine:
             self._error = self._error or first_error(errors)
         finally:
             self._tasks = None
+            self.counters.sandbox_cpu_s = self._pool.cpu_seconds() - self._sandbox_cpu_start
             gc.unfreeze()
             gc.set_threshold(*self._thresholds)
         if self._error is not None:
@@ -139,8 +140,8 @@ class Engine:
         gc.collect()
         gc.freeze()  # what start-up built stays: the collector need not walk it again and again
         gc.set_threshold(100_000, 50, 100)
-        self.counters.cpu_start = self.counters.cpu_end = time.process_time()
-        self.counters.sandbox_cpu_start = self._pool.cpu_seconds()
+        self._cpu_start = time.process_time()
+        self._sandbox_cpu_start = self._pool.cpu_seconds()
         self.counters.wall_start = self.counters.wall_end = time.monotonic()
 
     def drain(self) -> None:
@@ -161,7 +162,7 @@ class Engine:
 
     def committed(self, keys: Sequence[EpisodeKey], seqs: Sequence[int]) -> None:
         """Called by the store once a commit."""
-        self.counters.cpu_end = time.process_time()
+        self.counters.cpu_s = time.process_time() - self._cpu_start
         self.counters.wall_end = time.monotonic()
         if self._journal is not None:
             for key in keys:

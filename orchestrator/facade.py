@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import time
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
@@ -23,28 +22,27 @@ from orchestrator.errors import (
     EnvironmentChanged,
     RolloutError,
     RunExists,
-    SandboxError,
     SandboxLost,
-    SandboxRefused,
-    UnknownName,
     UsageError,
     first_error,
 )
 from orchestrator.journal import Journal
+from orchestrator.planning import Resolved, probe, resolve
 from orchestrator.pool import Pool
 from orchestrator.records import EpisodeBuffer, header
 from orchestrator.retry import RetryPolicy
 from orchestrator.rundir import RunDirectory
-from orchestrator.scheduler import Plan, Scheduler
+from orchestrator.scheduler import Scheduler
 from orchestrator.shield import shielded
 from orchestrator.store import RunMeta, Store
-from orchestrator.summary import Progress, Summary
-from orchestrator.types import REWARDED, EpisodeSpec, OnAgentKill, RunId
+from orchestrator.summary import Progress, Summary, summarise
+from orchestrator.types import REWARDED, OnAgentKill, RunId
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from orchestrator.events import Event, Listener
+    from orchestrator.planning import Plan
     from orchestrator.protocols import Backend, Policy, Sandbox, TrainerQueue
     from orchestrator.types import EnvironmentInfo, EpisodeKey, Failure, Group, TaskList
 
@@ -115,6 +113,7 @@ class Orchestrator:
         self._options = dict(options or {})
         self._config = dict(config or {})
         self._listener = listener
+        self._new_run = RunId(uuid4().hex[:12])
         self._stack = AsyncExitStack()
         self._store: Store | None = None
         self._journal: Journal | None = None
@@ -285,7 +284,6 @@ class Orchestrator:
         return self._store.meta.run if self._store is not None else self._new_run
 
     async def _start_pool(self, stack: AsyncExitStack) -> Pool:
-        self._new_run = RunId(uuid4().hex[:12])
         self._directory.logs.mkdir(parents=True, exist_ok=True)
         self._backend.configure(
             run=self._run_id(),
@@ -312,36 +310,43 @@ class Orchestrator:
         self, split: str, tasks: Sequence[str] | None, group_size: int, episodes: int | None, consumer: str | None
     ) -> Engine | None:
         """The engine of this life of the run; None where the run has finished already."""
-        store = self._store
+        self._need_pool()
         if self._engine is not None or self.summary is not None:
             raise UsageError("one Orchestrator collects one run: make another with its own directory")
-        if store is not None and store.state == "finished":
+        if self._store is not None and self._store.state == "finished":
             return None
-        plan = await self._plan(split, tasks, group_size, episodes)
-        if store is None:
-            store = self._create()
-        epoch = store.run_epoch
+        resolved = await self._resolve(split, tasks, group_size, episodes)
+        store = self._store or self._create()
+        await store.start(self._committed, self._store_failed)
         if self._resume:
-            epoch = await self._begin_epoch(store)
-        engine = await self._make_engine(store, plan, epoch, consumer)
+            await store.raise_epoch()
+        await store.save_plan(resolved.as_dict())
+        engine = await self._make_engine(store, resolved.plan, consumer)
+        self._left_out = resolved.left_out
         self._engine = engine
         if self._drain_asked:
             engine.scheduler.draining = True
         return engine
 
-    async def _begin_epoch(self, store: Store) -> int:
-        await store.start(self._committed, self._store_failed)
-        return await store.raise_epoch()
+    async def _resolve(
+        self, split: str, tasks: Sequence[str] | None, group_size: int, episodes: int | None
+    ) -> Resolved:
+        """The stored plan where there is one: a resumed run collects what it set out to."""
+        stored = await self._store.load_plan() if self._store is not None else None
+        if stored is not None:
+            return Resolved.from_dict(stored)
+        _positive(group_size=group_size, episodes=episodes)
+        if tasks is None:
+            listed = await self.tasks(split)
+            left_out = {name: {"count": count, "needs": needs} for name, (count, needs) in listed.left_out.items()}
+            return resolve(listed.ids, left_out, split, group_size, episodes)
+        await probe(self._need_pool(), tasks, self._step_timeout_s, self._options)
+        return resolve(tasks, {}, split, group_size, episodes)
 
-    async def _make_engine(self, store: Store, plan: Plan, epoch: int, consumer: str | None) -> Engine:
-        if not self._resume:
-            await store.start(self._committed, self._store_failed)
-            await store.save_plan(
-                {"tasks": list(plan.tasks), "groups": plan.groups, "size": plan.size, "left_out": self._left_out}
-            )
+    async def _make_engine(self, store: Store, plan: Plan, consumer: str | None) -> Engine:
         stored = await store.committed()
         self._stored_before = len(stored)
-        held = await self._open_journal(epoch, set(stored))
+        held = await self._open_journal(store.run_epoch, set(stored))
         open_samples = [
             (key, stored[key].outcome in REWARDED and stored[key].reward is not None)
             for keys in (await store.open_groups()).values()
@@ -417,43 +422,6 @@ class Orchestrator:
             self._toolsets.update(toolsets)
             self._need_store().put_toolsets(toolsets)
 
-    async def _plan(self, split: str, tasks: Sequence[str] | None, group_size: int, episodes: int | None) -> Plan:
-        stored = await self._need_store().load_plan() if self._resume else None
-        if stored is not None:
-            self._left_out = stored["left_out"]
-            return Plan(stored["tasks"], stored["groups"], stored["size"])
-        _positive(group_size=group_size, episodes=episodes)
-        if tasks is not None:
-            names = list(tasks)
-            await self._probe(names)
-        else:
-            listed = await self.tasks(split)
-            names = list(listed.ids)
-            self._left_out = {
-                name: {"count": count, "needs": needs} for name, (count, needs) in listed.left_out.items()
-            }
-        if not names:
-            raise UsageError(f"the split {split!r} has no task that can run here")
-        wanted = len(names) * group_size if episodes is None else episodes
-        if wanted % group_size:
-            raise UsageError(f"{wanted} episodes are not a whole number of groups of {group_size}")
-        return Plan(names, wanted // group_size, group_size)
-
-    async def _probe(self, tasks: Sequence[str]) -> None:
-        """Open each named task once, so that a misspelt one is an error before the run and not an outcome in it."""
-        for task in dict.fromkeys(tasks):
-            lease = await self._need_pool().lease()
-            try:
-                session, _ = await lease.sandbox.open(EpisodeSpec(task, 0, self._step_timeout_s, self._options))
-                session.close()
-            except SandboxRefused as refused:
-                if refused.code == "unknown_task":
-                    raise UnknownName(refused.failure.message) from None
-            except SandboxError:
-                continue  # it exists; what is wrong with it is for the run to find out
-            finally:
-                lease.release()
-
     async def _run(self, engine: Engine) -> None:
         """The engine, and the word to its consumers that it is over."""
         try:
@@ -475,7 +443,9 @@ class Orchestrator:
     async def _conclude(self, engine: Engine) -> Summary:
         store = self._need_store()
         await store.flush()
-        summary = await self._summarise(engine)
+        summary = await summarise(
+            engine, store, str(self._directory.path), stored_before=self._stored_before, left_out=self._left_out
+        )
         if engine.complete:
             await store.finish(summary.as_dict())
         self.summary = summary
@@ -485,41 +455,6 @@ class Orchestrator:
         """The summary of a run that had finished before."""
         self.summary = Summary(**dict(self._need_store().summary or {}))
         return self.summary
-
-    async def _summarise(self, engine: Engine) -> Summary:
-        store, counters = self._need_store(), engine.counters
-        totals = await store.totals()
-        wall = max(counters.wall_end - counters.wall_start, 1e-9)
-        steps = counters.steps
-        return Summary(
-            run=store.meta.run,
-            out=str(self._directory.path),
-            state="finished" if engine.complete else "unfinished",
-            environment=store.meta.environment,
-            episodes=totals.episodes,
-            planned=engine.scheduler.plan.episodes,
-            outcomes={str(outcome): count for outcome, count in totals.outcomes.items()},
-            reward_mean=totals.reward_mean,
-            reward_one=totals.reward_one,
-            steps=totals.steps,
-            wall_s=wall,
-            episodes_per_s=(totals.episodes - self._stored_before) / wall,
-            steps_per_s=steps / wall,
-            cpu_us_per_step_orchestrator=(counters.cpu_end - counters.cpu_start) / steps * 1e6 if steps else None,
-            cpu_us_per_step_sandbox=(self._need_pool().cpu_seconds() - counters.sandbox_cpu_start) / steps * 1e6
-            if steps
-            else None,
-            peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            model_calls=totals.model_calls,
-            prompt_tokens=totals.prompt_tokens,
-            completion_tokens=totals.completion_tokens,
-            recovered_episodes=totals.recovered,
-            duplicates=totals.duplicates,
-            redelivered=totals.redelivered,
-            groups=totals.groups,
-            failures=dict(counters.failures),
-            left_out=self._left_out,
-        )
 
     def _committed(self, keys: Sequence[EpisodeKey], seqs: Sequence[int]) -> None:
         if self._engine is not None:

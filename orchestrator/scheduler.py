@@ -25,6 +25,7 @@ from orchestrator.types import REWARDED, EpisodeKey, Failure, GroupRelease, Grou
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+    from orchestrator.planning import Plan
     from orchestrator.types import Trajectory
 
 SLACK: Final = 512
@@ -134,26 +135,6 @@ class _Place:
 
     attempt: int = 0
     tries: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run collects: `groups` groups of `size` samples, dealt over `tasks` in order, round after round."""
-
-    tasks: Sequence[str]
-    groups: int
-    size: int
-
-    @property
-    def episodes(self) -> int:
-        """How many episodes that is."""
-        return self.groups * self.size
-
-    def specs(self) -> Iterator[GroupSpec]:
-        """The groups in order; `group` counts the rounds."""
-        for index in range(self.groups):
-            round_, place = divmod(index, len(self.tasks))
-            yield GroupSpec(index, self.tasks[place], round_, self.size)
 
 
 @dataclass(slots=True)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.engine import Engine
+    from orchestrator.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +75,39 @@ class Progress:
     elapsed_s: float
     draining: bool
     paused: str | None
+
+
+async def summarise(
+    engine: Engine, store: Store, out: str, *, stored_before: int, left_out: Mapping[str, Mapping[str, object]]
+) -> Summary:
+    """The summary of a run whose engine has ended. `stored_before`: episodes of earlier lives."""
+    totals, counters = await store.totals(), engine.counters
+    wall = max(counters.wall_end - counters.wall_start, 1e-9)
+    steps = counters.steps
+    return Summary(
+        run=store.meta.run,
+        out=out,
+        state="finished" if engine.complete else "unfinished",
+        environment=store.meta.environment,
+        episodes=totals.episodes,
+        planned=engine.scheduler.plan.episodes,
+        outcomes={str(outcome): count for outcome, count in totals.outcomes.items()},
+        reward_mean=totals.reward_mean,
+        reward_one=totals.reward_one,
+        steps=totals.steps,
+        wall_s=wall,
+        episodes_per_s=(totals.episodes - stored_before) / wall,
+        steps_per_s=steps / wall,
+        cpu_us_per_step_orchestrator=counters.cpu_s / steps * 1e6 if steps else None,
+        cpu_us_per_step_sandbox=counters.sandbox_cpu_s / steps * 1e6 if steps else None,
+        peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        model_calls=totals.model_calls,
+        prompt_tokens=totals.prompt_tokens,
+        completion_tokens=totals.completion_tokens,
+        recovered_episodes=totals.recovered,
+        duplicates=totals.duplicates,
+        redelivered=totals.redelivered,
+        groups=totals.groups,
+        failures={str(kind): count for kind, count in counters.failures.items()},
+        left_out=left_out,
+    )

@@ -180,11 +180,11 @@ class LinkedSandbox:
                 if not math.isfinite(reward):
                     known = batcher.refuse(number, _bad_reward)
                 else:
-                    known = batcher.answer(number, Observation(bytes(body), reward, done))
+                    known = batcher.answer(number, Observation(body, reward, done))
             elif status == Status.ERROR:
                 known = self._refuse(answer)
             elif status == Status.TOOLSET and number == 0:
-                self._intern(bytes(body))
+                self._intern(body)
                 known = True
             else:
                 raise WireError(f"a reply has the unknown status {status}")

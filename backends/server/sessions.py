@@ -99,7 +99,7 @@ class Sessions:
                 return
             live = self._live[call.session] = _Live()
         if live.busy is not None:
-            live.queued.append(call._replace(body=memoryview(bytes(call.body))))
+            live.queued.append(call)
             return
         self._run(live, call, now)
 
@@ -156,7 +156,7 @@ class Sessions:
             raise EnvironmentFault(ErrorCode.UNKNOWN_SESSION, f"session {call.session} is not open")
         result: Reply | Grade | Awaitable[Reply | Grade]
         if call.op == Op.STEP:
-            result = session.step(bytes(call.body))
+            result = session.step(call.body)
         elif call.op == Op.EVALUATE:
             result = session.evaluate(_object(call.body))
         else:
@@ -263,10 +263,10 @@ class Sessions:
 _SESSIONLESS: Final = frozenset({Op.TASKS, Op.SOLUTION})
 
 
-def _object(body: memoryview) -> dict[str, Any]:
+def _object(body: bytes) -> dict[str, Any]:
     """A request's body as a JSON object; empty means {}."""
     try:
-        value = orjson.loads(body) if len(body) else {}
+        value = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
         raise EnvironmentFault(ErrorCode.BAD_REQUEST, f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -91,7 +91,7 @@ class Call(NamedTuple):
     op: int
     session: int
     seq: int
-    body: memoryview
+    body: bytes
 
 
 class Answer(NamedTuple):
@@ -101,7 +101,7 @@ class Answer(NamedTuple):
     status: int
     reward: float
     done: bool
-    body: memoryview
+    body: bytes
 
 
 def encode(header: Sequence[Sequence[object]], bodies: Sequence[bytes]) -> bytes:
@@ -129,13 +129,12 @@ def _split(frame: bytes) -> tuple[list[list[object]], int]:
 def decode_calls(frame: bytes) -> list[Call]:
     """The calls of a frame. Raises WireError on anything malformed."""
     header, start = _split(frame)
-    view = memoryview(frame)
     calls: list[Call] = []
     for entry in header:
         match entry:
             case [int(call), int(op), int(session), int(seq), int(length)] if length >= 0:
                 end = start + length
-                calls.append(Call(call, op, session, seq, view[start:end]))
+                calls.append(Call(call, op, session, seq, frame[start:end]))
                 start = end
             case _:
                 raise WireError(f"a call is not [id, op, session, seq, length]: {entry!r:.80}")
@@ -147,7 +146,6 @@ def decode_calls(frame: bytes) -> list[Call]:
 def decode_answers(frame: bytes) -> list[Answer]:
     """The replies of a frame. Raises WireError on anything malformed. Rewards may still be any float."""
     header, start = _split(frame)
-    view = memoryview(frame)
     answers: list[Answer] = []
     for entry in header:
         try:
@@ -164,7 +162,7 @@ def decode_answers(frame: bytes) -> list[Answer]:
             and length >= 0
         ):
             raise WireError(f"a reply is not [id, status, reward, done, length]: {entry!r:.80}")
-        answers.append(Answer(call, status, reward, done, view[start:end]))
+        answers.append(Answer(call, status, reward, done, frame[start:end]))
         start = end
     if start != len(frame):
         raise WireError("the bodies of a frame do not add up to its length")
