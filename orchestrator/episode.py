@@ -207,6 +207,10 @@ class Episode:
                 raise SandboxLost(lost.failure, suspect=False) from lost
             except RolloutError:
                 raise
+            except asyncio.CancelledError as error:
+                if _being_cancelled():
+                    raise
+                raise policy_failure(error, "act") from error  # the policy's own: nobody cancelled this episode
             except Exception as error:
                 raise policy_failure(error, "act") from error
             if type(decision) is not Decision or type(decision.action) is not bytes:
@@ -339,3 +343,8 @@ class Episode:
             started=self._started,
             finished=time.time(),
         )
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

@@ -106,7 +106,7 @@ class ConformanceError(RolloutError):
     """A backend, environment or queue breaks its contract."""
 
 
-def policy_failure(error: Exception, stage: str) -> PolicyError:
+def policy_failure(error: BaseException, stage: str) -> PolicyError:
     """The one form in which a policy's own exception leaves an episode."""
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return PolicyError(Failure(FailureKind.POLICY, stage, message))

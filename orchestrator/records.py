@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
-from orchestrator.errors import SchemaMismatch
-from orchestrator.types import Decision, Evaluation, Generation, Observation
+from orchestrator.errors import SandboxError, SchemaMismatch
+from orchestrator.types import Decision, Evaluation, Failure, FailureKind, Generation, Observation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -64,7 +64,13 @@ def read_header(buffer: bytes | bytearray | memoryview) -> tuple[dict[str, str],
             f"a recorded buffer has schema {magic!r}/{version}; this version reads {MAGIC!r}/{VERSION}"
         )
     end = _HEADER.size + length
-    return orjson.loads(bytes(buffer[_HEADER.size : end])), end
+    try:
+        fields = orjson.loads(bytes(buffer[_HEADER.size : end])) if end <= len(buffer) else None
+    except orjson.JSONDecodeError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise SchemaMismatch("a recorded buffer's header is damaged")
+    return fields, end
 
 
 def records(buffer: bytes | bytearray | memoryview, start: int) -> Iterator[Record]:
@@ -236,14 +242,25 @@ class ConversationView:
             if record.kind == ACTION:
                 self._append(bytes(data[record.start : record.end]))
             elif record.kind == OBSERVATION:
-                self._observe(orjson.loads(bytes(data[record.start + 9 : record.end])))
+                self._observe(bytes(data[record.start + 9 : record.end]))
 
-    def _observe(self, body: dict[str, object]) -> None:
+    def _observe(self, raw: bytes) -> None:
+        """Parse an observation. What is wrong with it is the environment's fault, not the policy's."""
+        try:
+            body = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            raise _bad_observation(f"it is not JSON ({error})") from None
+        if not isinstance(body, dict):
+            raise _bad_observation("it is not a JSON object")
         messages = body.get("messages")
         for message in messages if isinstance(messages, list) else ():
+            if not isinstance(message, dict):
+                raise _bad_observation("a message is not a JSON object")
             self._append(orjson.dumps(message), message)
         digest = body.get("tools")
         if isinstance(digest, str):
+            if digest not in self._toolset:
+                raise _bad_observation(f"it names the tool set {digest[:32]!r}, which was never announced")
             self._tools_digest = digest
         added = body.get("tools_added")
         if isinstance(added, list):
@@ -254,3 +271,7 @@ class ConversationView:
             self._joined += b","
         self._joined += raw
         self._messages.append(orjson.loads(raw) if message is None else message)
+
+
+def _bad_observation(why: str) -> SandboxError:
+    return SandboxError(Failure(FailureKind.ENVIRONMENT, "observe", f"an observation cannot be read: {why}"))

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
     from backends.server.wire import Hello
 
-MAX_TOOLSETS: Final = 65_536
-"""A connection may announce at most this many tool sets."""
+MAX_TOOLSET_BYTES: Final = 256 * 1024 * 1024
+"""A connection may announce this many bytes of tool sets (all of BFCL's: 20 MB)."""
 
 _KINDS: Final = {
     ErrorCode.UNKNOWN_TASK: FailureKind.UNKNOWN_TASK,
@@ -78,6 +78,7 @@ class LinkedSandbox:
         self._max_body = max_body
         self._batcher = Batcher()
         self._toolsets: dict[str, bytes] = {}
+        self._toolset_bytes = 0
         self._next_session = 1
         self._sessions = 0
 
@@ -107,19 +108,29 @@ class LinkedSandbox:
             if refused.code == ErrorCode.UNAVAILABLE:
                 raise Unavailable(refused.failure.message) from None
             raise
-        match orjson.loads(answered.body):
-            case {"tasks": list(ids), "left_out": dict(left)} if all(isinstance(task, str) for task in ids):
-                return TaskList(ids, {str(name): (int(v["count"]), str(v["needs"])) for name, v in left.items()})
-            case _:
-                raise SandboxError(Failure(FailureKind.PROTOCOL, "tasks", "the sandbox's task list is malformed"))
+        try:
+            match orjson.loads(answered.body):
+                case {"tasks": list(ids), "left_out": dict(left)} if all(isinstance(task, str) for task in ids):
+                    return TaskList(ids, {str(name): (int(v["count"]), str(v["needs"])) for name, v in left.items()})
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise self._malformed("task list")
 
     async def solution(self, task: str) -> Sequence[bytes]:
         """See `Sandbox.solution`."""
         answered = await self._batcher.call(Op.SOLUTION, 0, 0, orjson.dumps({"task": task}))
-        actions = orjson.loads(answered.body)
+        try:
+            actions = orjson.loads(answered.body)
+        except orjson.JSONDecodeError:
+            raise self._malformed("solution") from None
         if not (isinstance(actions, list) and all(isinstance(action, str) for action in actions)):
-            raise SandboxError(Failure(FailureKind.PROTOCOL, "solution", "the sandbox's solution is malformed"))
+            raise self._malformed("solution")
         return [action.encode() for action in actions]
+
+    def _malformed(self, what: str) -> SandboxError:
+        failure = Failure(FailureKind.PROTOCOL, "call", f"the sandbox's {what} is malformed")
+        self.condemn(failure)
+        return SandboxLost(failure, suspect=False)
 
     def toolsets(self) -> Mapping[str, bytes]:
         """See `Sandbox.toolsets`."""
@@ -208,8 +219,11 @@ class LinkedSandbox:
     def _intern(self, body: bytes) -> None:
         digest, _, tools = body.partition(b"\n")
         name = digest.decode("ascii", "replace")
-        if toolset_digest(tools) != name or len(self._toolsets) >= MAX_TOOLSETS:
-            raise WireError("a tool set does not match its digest, or there are too many of them")
+        if toolset_digest(tools) != name or not tools.startswith(b"["):
+            raise WireError("a tool set does not match its digest, or is not a JSON array")
+        self._toolset_bytes += len(tools)
+        if self._toolset_bytes > MAX_TOOLSET_BYTES:
+            raise WireError(f"more than {MAX_TOOLSET_BYTES} bytes of tool sets")
         self._toolsets[name] = tools
 
     def forget(self, session: int, seq: int) -> None:

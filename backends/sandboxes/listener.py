@@ -1,6 +1,6 @@
 """Where sandboxes dial in: a unix socket in a private directory, one token a sandbox.
 
-Owns the socket and its directory. The socket (0666) lies in a folder (0711) inside a 0700 directory, so that any uid in
+Owns the socket and the backend's private directory. The socket (0666) lies in a folder (0711) inside a 0700 directory, so that any uid in
 a container that mounts the folder can connect, and nobody else can reach it. A connection whose hello does not carry an
 expected token, or not in time, is closed. Used by backends as an async context manager; nothing is left behind at exit.
 """
@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import os
-import shutil
-import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -20,6 +17,7 @@ import aiohttp
 import orjson
 from aiohttp import web
 
+from backends.sandboxes.private import private_directory
 from backends.server.wire import MAX_FRAME, PROTOCOL, Hello
 from orchestrator.errors import SandboxError
 from orchestrator.types import Failure, FailureKind
@@ -50,16 +48,17 @@ class Listener:
     def __init__(self) -> None:
         self._expected: dict[str, _Expected] = {}
         self._stack = AsyncExitStack()
+        self.private = Path()
+        """A 0700 directory for the backend's own temporary files; goes with the listener."""
         self.folder = Path()
         """The folder that holds the socket; a container mounts it read-only."""
         self.socket = Path()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            private = Path(tempfile.mkdtemp(prefix="rollout-", dir=_runtime_directory()))
-            stack.callback(shutil.rmtree, private, ignore_errors=True)
-            self.folder = private / "s"
-            self.folder.mkdir(mode=0o711)
+            self.private = stack.enter_context(private_directory())
+            self.folder = self.private / "s"
+            self.folder.mkdir()
             self.folder.chmod(0o711)
             self.socket = self.folder / "orchestrator"
             application = web.Application()
@@ -148,10 +147,3 @@ def read_hello(text: str) -> Hello:
             return Hello(**fields)
         case _:
             raise ValueError("the hello is malformed")
-
-
-def _runtime_directory() -> str | None:
-    """`$XDG_RUNTIME_DIR` where it exists, else the system's temporary directory. Never below a run directory: a unix
-    socket's path is limited to 108 bytes."""
-    directory = os.environ.get("XDG_RUNTIME_DIR", "")
-    return directory if directory and Path(directory).is_dir() else None

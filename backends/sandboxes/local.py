@@ -14,7 +14,6 @@ import resource
 import secrets
 import shutil
 import signal
-import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +156,8 @@ class LocalBackend:
         return live + _waited_cpu() - self._dead_cpu_at_start
 
     async def _spawn(self, name: SandboxId, token: str) -> _Server:
-        folder = Path(tempfile.mkdtemp(prefix="rollout-sandbox-"))
+        folder = self._listener.private / name
+        folder.mkdir()
         arguments = ["-s", "-m", "backends.server", "--environment", self.environment, "--run", self._run]
         if self._with_solutions:
             arguments.append("--with-solutions")
@@ -183,7 +183,6 @@ class LocalBackend:
                     start_new_session=True,  # a terminal's Ctrl-C is for the orchestrator alone
                 )
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
             raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", str(error))) from error
         server = self._servers[name] = _Server(name, process, folder)
         config = {

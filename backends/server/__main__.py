@@ -147,7 +147,7 @@ class _Connection:
 
     async def _flush(self) -> None:
         self._sessions.watchdog.disarm()
-        if self._sessions.waiting:
+        while self._sessions.waiting:
             header, bodies = self._sessions.take()
             await self._socket.send_bytes(encode(header, bodies))
 

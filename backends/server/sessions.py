@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from backends.server.environment import EnvironmentFault, Grade, Reply
-from backends.server.wire import Call, ErrorCode, Op, Status
+from backends.server.wire import MAX_CALLS, MAX_FRAME, Call, ErrorCode, Op, Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from backends.server.environment import Environment, Session
 
 DEFAULT_TIMEOUT_S: Final = 60.0
+MAX_REPLIES_BYTES: Final = MAX_FRAME // 2
+"""Bodies of one frame together; its header fits into the rest."""
 _MESSAGE_CAP: Final = 2000
 
 
@@ -104,10 +106,19 @@ class Sessions:
         self._run(live, call, now)
 
     def take(self) -> tuple[list[tuple[int, int, float, bool, int]], list[bytes]]:
-        """The replies so far, for one frame; the caller sends them."""
+        """The oldest replies, as many as fit a frame; the caller sends them, and asks again while any wait."""
         header, bodies = self._header, self._bodies
-        self._header, self._bodies, self._bytes = [], [], 0
-        return header, bodies
+        if len(header) <= MAX_CALLS and self._bytes <= MAX_REPLIES_BYTES:
+            self._header, self._bodies, self._bytes = [], [], 0
+            return header, bodies
+        count, size = 0, 0
+        for body in bodies:
+            if count == MAX_CALLS or (count and size + len(body) > MAX_REPLIES_BYTES):
+                break
+            count += 1
+            size += len(body)
+        self._header, self._bodies, self._bytes = header[count:], bodies[count:], self._bytes - size
+        return header[:count], bodies[:count]
 
     @property
     def waiting_bytes(self) -> int:
