@@ -109,12 +109,12 @@ class LinkedSandbox:
                 raise Unavailable(refused.failure.message) from None
             raise
         try:
-            match orjson.loads(answered.body):
-                case {"tasks": list(ids), "left_out": dict(left)} if all(isinstance(task, str) for task in ids):
-                    return TaskList(ids, {str(name): (int(v["count"]), str(v["needs"])) for name, v in left.items()})
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise self._malformed("task list")
+            body = orjson.loads(answered.body)
+            left_out = {str(name): (int(v["count"]), str(v["needs"])) for name, v in body["left_out"].items()}
+            ids = [task for task in body["tasks"] if isinstance(task, str)]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise self._malformed("task list") from None
+        return TaskList(ids, left_out)
 
     async def solution(self, task: str) -> Sequence[bytes]:
         """See `Sandbox.solution`."""

@@ -1,8 +1,9 @@
 """Where sandboxes dial in: a unix socket in a private directory, one token a sandbox.
 
-Owns the socket and the backend's private directory. The socket (0666) lies in a folder (0711) inside a 0700 directory, so that any uid in
-a container that mounts the folder can connect, and nobody else can reach it. A connection whose hello does not carry an
-expected token, or not in time, is closed. Used by backends as an async context manager; nothing is left behind at exit.
+Owns the socket and the backend's private directory. The socket (0666) lies in a folder (0711) inside a 0700 directory,
+so that any uid in a container that mounts the folder can connect, and nobody else can reach it. A connection whose
+hello does not carry an expected token, or not in time, is closed. Used by backends as an async context manager; nothing
+is left behind at exit.
 """
 
 from __future__ import annotations
