@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.output import counts, duration, people, say
@@ -96,13 +97,15 @@ def panel(title: str, progress: Progress, speed: Speed) -> RenderableType:
     ]
     texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
     head = Text(title, style="bold", no_wrap=True, overflow="ellipsis")
-    bar = ProgressBar(total=max(progress.total, 1), completed=progress.done, width=None)
+    bar = Table.grid(expand=True)  # a bar alone does not end its line
+    bar.add_row(ProgressBar(total=max(progress.total, 1), completed=progress.done))
     return Group(head, bar, *texts)
 
 
 async def show(title: str, read: Callable[[], Progress]) -> None:
     """Show progress until cancelled: live on a terminal, else a line every few seconds.
 
+    Writing is left to a thread: a terminal that is held (Ctrl-S) or a pipe that nobody empties must not stop the run.
     A terminal that is gone ends the display and nothing else.
     """
     console = people()
@@ -120,7 +123,8 @@ async def _show_live(console: Console, title: str, read: Callable[[], Progress])
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             progress = read()
-            live.update(panel(title, progress, speedometer.read(progress)), refresh=True)
+            shown = panel(title, progress, speedometer.read(progress))
+            await asyncio.to_thread(live.update, shown, refresh=True)
             await asyncio.sleep(LIVE_S)
 
 
@@ -130,7 +134,7 @@ async def _show_plain(read: Callable[[], Progress]) -> None:
     while True:
         await asyncio.sleep(PLAIN_S)
         progress = read()
-        say(plain_line(progress, speedometer.read(progress)))
+        await asyncio.to_thread(say, plain_line(progress, speedometer.read(progress)))
 
 
 def _share(progress: Progress) -> float:

@@ -42,8 +42,12 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if summary["model_calls"]:
         tokens = f"{summary['prompt_tokens']:,} prompt and {summary['completion_tokens']:,} completion tokens"
         yield "model", f"{summary['model_calls']:,} calls, {tokens}"
+    if summary.get("failures"):
+        yield "failures", counts(summary["failures"])
     yield "recovered", f"{summary['recovered_episodes']:,} episodes"
     yield "delivery", f"{summary['duplicates']:,} duplicates, {summary['redelivered']:,} redelivered"
+    if left_out := summary.get("left_out"):
+        yield "left out", f"{counts({name: one['count'] for name, one in left_out.items()})} (`rollout tasks` says why)"
     yield "data", str(summary["out"])
     if "plot" in summary:
         yield "plot", summary["plot"]

@@ -23,7 +23,7 @@ BROKEN = "from nowhere import nothing\n"
 def rollout(*arguments: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     environ = os.environ | {"COLUMNS": "100", "ROLLOUT_HOME": str(HOME)} | variables
-    command = [ROLLOUT, *map(str, arguments)]
+    command = [str(ROLLOUT), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
 
