@@ -164,13 +164,13 @@ def _checked(call_id: str, name: object, arguments: object, source: str | bytes 
 
 
 def _too_deep(arguments: dict[str, Any]) -> bool:
-    level: list[Any] = list(arguments.values())
+    level: list[Any] = [arguments]
     for _ in range(MAX_DEPTH):
         level = [
             child
-            for value in level
-            if isinstance(value, dict | list)
-            for child in (value.values() if isinstance(value, dict) else value)
+            for container in level
+            for child in (container.values() if isinstance(container, dict) else container)
+            if isinstance(child, dict | list)
         ]
         if not level:
             return False

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _LONG_RESULT: Final = 1024
 _MAX_MESSAGE: Final = 500
+_UNFORESEEN: Final = (AttributeError, IndexError, KeyError, NotImplementedError, RecursionError, TypeError, ValueError)
+"""What upstream's checker raises on answers of a shape that it did not foresee."""
 
 
 def multi_turn(task: MultiTurnTask, turns: Sequence[Sequence[Step]]) -> Grade:
@@ -100,7 +102,7 @@ def single_turn(task: SingleTurnTask, calls: Sequence[Recorded] | None) -> Grade
             wrong, kind, message = not calls, "relevance_error:decoder_failed", "a function fits, yet none is called"
         case _:
             verdict = _check_calls(task, calls)
-            wrong, kind, message = not verdict["valid"], verdict.get("error_type", ""), str(verdict.get("error", ""))
+            wrong, kind, message = not verdict["valid"], verdict.get("error_type", ""), _without_answer(verdict)
     return _grade(_invalid(kind, message) if wrong else None, {})
 
 
@@ -109,8 +111,14 @@ def _check_calls(task: SingleTurnTask, calls: Sequence[Recorded]) -> dict[str, A
     documents = data.entry(task.id)["function"]
     try:
         return upstream.ast_checker(documents, decoded, data.answer(task.id), task.category)
-    except Exception as error:  # noqa: BLE001 - upstream's checker raises on answers that it did not foresee
-        return {"valid": False, "error_type": "ast_checker:error", "error": f"{type(error).__name__}: {error}"}
+    except _UNFORESEEN as error:
+        return {"valid": False, "error_type": "ast_checker:error", "error": [f"{type(error).__name__}: {error}"]}
+
+
+def _without_answer(verdict: dict[str, Any]) -> str:
+    """Upstream's first complaint, up to where it lists the possible answers."""
+    first = next(iter(verdict.get("error", ())), "")
+    return first.partition(" Expected one of ")[0] if isinstance(first, str) else ""
 
 
 def _invalid(kind: str, message: str) -> dict[str, Any]:

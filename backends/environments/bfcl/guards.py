@@ -27,10 +27,11 @@ MAX_LEVELS: Final = 64
 
 
 def _power(_: object, arguments: Mapping[str, Any]) -> str | None:
-    base, exponent = arguments.get("base"), arguments.get("exponent")
-    integers = isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1
-    if integers and base.bit_length() * exponent > MAX_BITS:
-        return f"the result of power would have more than {MAX_BITS} bits; use smaller numbers"
+    match arguments:
+        case {"base": int(base), "exponent": int(exponent)} if (
+            abs(base) > 1 and base.bit_length() * exponent > MAX_BITS
+        ):
+            return f"the result of power would have more than {MAX_BITS} bits; use smaller numbers"
     return None
 
 

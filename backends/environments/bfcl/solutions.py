@@ -76,7 +76,7 @@ def _possible_arguments(task: SingleTurnTask, document: Json, possible: Mapping[
     schema = document.get("parameters", {})
     required = schema.get("required", ())
     return {
-        name: source_literal(task.category, schema.get("properties", {}).get(name, {}), _first(values))
+        name: source_literal(task.category, schema.get("properties", {}).get(name, {}), _chosen(_first(values)))
         for name, values in possible.items()
         if name in required or "" not in values
         if values
@@ -84,16 +84,16 @@ def _possible_arguments(task: SingleTurnTask, document: Json, possible: Mapping[
 
 
 def _first(values: Sequence[Any]) -> Any:
-    """The first value listed, "" (may be left out) last, with the choices inside it made too."""
-    return _chosen(next((value for value in values if value != ""), ""))
+    """The first value listed, "" (may be left out) last."""
+    return next((value for value in values if value != ""), "")
 
 
 def _chosen(value: Any) -> Any:
-    """A possible value with its own choices made: an object lists what each field may hold, "" for leaving it out."""
+    """A possible value with the choices inside it made. An object, or one in a list, lists what each field may hold."""
     if isinstance(value, dict):
         return {key: _first(choices) for key, choices in value.items() if "" not in choices}
     if isinstance(value, list):
-        return [_chosen(element) for element in value]
+        return [_chosen(element) if isinstance(element, dict) else element for element in value]
     return value
 
 

@@ -1,0 +1,19 @@
+"""How long it takes from a bare interpreter to the first listing, and what a played episode of each kind has imported."""
+
+import json
+import sys
+import time
+
+started = time.perf_counter()
+
+from playing import ENVIRONMENT  # noqa: E402 - the import is what is measured
+
+tasks = ENVIRONMENT.tasks("").ids
+seconds = time.perf_counter() - started
+
+for task in ("multi_turn_base_0", "multi_turn_base_57", "simple_java_0", "simple_python_0"):
+    session, _ = ENVIRONMENT.open(task, 0, {})
+    for action in ENVIRONMENT.solution(task):
+        session.step(action)
+HEAVY = {"torch", "numpy", "openai", "anthropic", "transformers", "requests", "pandas", "tree_sitter", "pydantic"}
+json.dump({"tasks": len(tasks), "seconds": seconds, "heavy": sorted(HEAVY & sys.modules.keys())}, sys.stdout)
