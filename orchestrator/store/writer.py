@@ -193,10 +193,11 @@ class Writer:
         self._batch_toolsets = {}
 
     def _run(self, job: Job) -> None:
+        if self._error is not None:
+            self._tell(_fail, job.done, self._error)
+            return
         connection = self._committer.connection
         try:
-            if self._error is not None:
-                raise self._error
             with explained(self._committer.path), immediate(connection):
                 result = job.run(connection)
         except StoreError as error:
