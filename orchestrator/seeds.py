@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def derive(*parts: object) -> int:
     """A 63-bit seed from the text of its parts."""
-    text = "\x1f".join(str(part) for part in parts)
+    text = "\x1f".join(map(str, parts))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

@@ -104,8 +104,7 @@ class Failure:
     message: str
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class EpisodeKey:
+class EpisodeKey(NamedTuple):
     """What is delivered exactly once: sample `sample` of task `task` in its `group`-th group of the run.
 
     `group` counts the groups of the same task (the epoch), from 0; `sample` counts within the group, from 0. The run

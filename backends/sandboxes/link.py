@@ -8,7 +8,7 @@ exactly once. The listener makes a `LinkedSandbox` and runs it over its socket; 
 from __future__ import annotations
 
 import asyncio
-import math
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -17,7 +17,6 @@ from aiohttp import web
 
 from backends.server.wire import (
     MAX_BODY,
-    Answer,
     ErrorCode,
     Op,
     Status,
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
 MAX_TOOLSET_BYTES: Final = 256 * 1024 * 1024
 """A connection may announce this many bytes of tool sets (all of BFCL's: 20 MB)."""
 
+_OK: Final = int(Status.OK)  # compared once a step
 _KINDS: Final = {
     ErrorCode.UNKNOWN_TASK: FailureKind.UNKNOWN_TASK,
     ErrorCode.UNAVAILABLE: FailureKind.UNKNOWN_TASK,
@@ -182,18 +182,16 @@ class LinkedSandbox:
                 return  # the reader sees the same end and says why
 
     def _receive(self, frame: bytes) -> None:
-        batcher = self._batcher
-        for answer in decode_answers(frame):
-            number, status, reward, done, body = answer
-            if len(body) > self._max_body:
-                raise WireError(f"a reply of {len(body)} bytes is over the cap of {self._max_body}")
-            if status == Status.OK:
-                if not math.isfinite(reward):
-                    known = batcher.refuse(number, _bad_reward)
-                else:
-                    known = batcher.answer(number, Observation(body, reward, done))
+        batcher, max_body = self._batcher, self._max_body
+        for number, status, reward, done, body in decode_answers(frame):
+            if len(body) > max_body:
+                raise WireError(f"a reply of {len(body)} bytes is over the cap of {max_body}")
+            if status == _OK and isfinite(reward):
+                known = batcher.answer(number, Observation(body, reward, done))
+            elif status == _OK:
+                known = batcher.refuse(number, _bad_reward)
             elif status == Status.ERROR:
-                known = self._refuse(answer)
+                known = self._refuse(number, body)
             elif status == Status.TOOLSET and number == 0:
                 self._intern(body)
                 known = True
@@ -203,15 +201,15 @@ class LinkedSandbox:
                 raise WireError(f"a reply to call {number}, which was never made or is answered already")
         batcher.last_answer = asyncio.get_running_loop().time()
 
-    def _refuse(self, answer: Answer) -> bool:
+    def _refuse(self, number: int, raw: bytes) -> bool:
         try:
-            body: Any = orjson.loads(answer.body)
+            body: Any = orjson.loads(raw)
         except orjson.JSONDecodeError:
             raise WireError("an error's body is not JSON") from None
         match body:
             case {"code": str(code), "message": str(message), "retryable": bool(retryable)}:
                 return self._batcher.refuse(
-                    answer.id, lambda stage: _refused(code, message, stage, retryable=retryable)
+                    number, lambda stage: _refused(code, message, stage, retryable=retryable)
                 )
             case _:
                 raise WireError("an error's body is not {code, message, retryable}")

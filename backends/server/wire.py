@@ -19,7 +19,7 @@ from __future__ import annotations
 import struct
 from enum import IntEnum
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import orjson
 
@@ -94,14 +94,8 @@ class Call(NamedTuple):
     body: bytes
 
 
-class Answer(NamedTuple):
-    """A decoded reply."""
-
-    id: int
-    status: int
-    reward: float
-    done: bool
-    body: bytes
+Answer: TypeAlias = tuple[int, int, float, bool, bytes]
+"""A decoded reply: id, status, reward, done, body. A plain tuple: one is made for every step of every episode."""
 
 
 def encode(header: Sequence[Sequence[object]], bodies: Sequence[bytes]) -> bytes:
@@ -110,7 +104,7 @@ def encode(header: Sequence[Sequence[object]], bodies: Sequence[bytes]) -> bytes
     return b"".join((_LENGTH.pack(len(head)), head, *bodies))
 
 
-def _split(frame: bytes) -> tuple[list[list[object]], int]:
+def _split(frame: bytes) -> tuple[list[Any], int]:
     if len(frame) < _LENGTH.size:
         raise WireError("a frame is shorter than its length field")
     (size,) = _LENGTH.unpack_from(frame)
@@ -150,23 +144,22 @@ def decode_answers(frame: bytes) -> list[Answer]:
     for entry in header:
         try:
             call, status, reward, done, length = entry
-            end = start + length  # type: ignore[operator]
         except (TypeError, ValueError):
-            raise WireError(f"a reply is not [id, status, reward, done, length]: {entry!r:.80}") from None
-        if not (
-            type(call) is int
-            and type(status) is int
-            and (type(reward) is float or type(reward) is int)
-            and type(done) is bool
-            and type(length) is int
-            and length >= 0
-        ):
-            raise WireError(f"a reply is not [id, status, reward, done, length]: {entry!r:.80}")
-        answers.append(Answer(call, status, reward, done, frame[start:end]))
+            raise _bad_reply(entry) from None
+        if type(call) is not int or type(status) is not int or type(length) is not int or length < 0:
+            raise _bad_reply(entry)
+        if type(done) is not bool or (type(reward) is not float and type(reward) is not int):
+            raise _bad_reply(entry)
+        end = start + length
+        answers.append((call, status, reward, done, frame[start:end]))
         start = end
     if start != len(frame):
         raise WireError("the bodies of a frame do not add up to its length")
     return answers
+
+
+def _bad_reply(entry: object) -> WireError:
+    return WireError(f"a reply is not [id, status, reward, done, length]: {entry!r:.80}")
 
 
 class Hello(NamedTuple):
