@@ -1,4 +1,4 @@
-"""How long it takes from a bare interpreter to the first listing, and what a played episode of each kind has imported."""
+"""From a bare interpreter to the first listing: how long it takes; and what playing each kind of task has imported."""
 
 import json
 import sys
