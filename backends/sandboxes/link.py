@@ -208,9 +208,7 @@ class LinkedSandbox:
             raise WireError("an error's body is not JSON") from None
         match body:
             case {"code": str(code), "message": str(message), "retryable": bool(retryable)}:
-                return self._batcher.refuse(
-                    number, lambda stage: _refused(code, message, stage, retryable=retryable)
-                )
+                return self._batcher.refuse(number, lambda stage: _refused(code, message, stage, retryable=retryable))
             case _:
                 raise WireError("an error's body is not {code, message, retryable}")
 

@@ -16,6 +16,7 @@ import shutil
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 START_S: Final = 60.0
 """A server must have dialled in after this many seconds."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+_STRAY: Final = "pid-"
+"""What the id of a server begins with that another process started."""
 UNSAFE_VARIABLE: Final = "ROLLOUT_UNSAFE_LOCAL"
 
 
@@ -109,6 +112,8 @@ class LocalBackend:
         async with AsyncExitStack() as stack:
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             await stack.enter_async_context(self._listener)
+            for stray in await self.owned_by(self._run):  # a dead owner's, from an earlier life of the run
+                await self.destroy(stray)
             stack.push_async_callback(self._destroy_all)
             self._stack = stack.pop_all()
         return self
@@ -134,6 +139,8 @@ class LocalBackend:
         """See `Backend.destroy`."""
         server = self._servers.get(sandbox)
         if server is None:
+            if sandbox.startswith(_STRAY):
+                _kill(int(sandbox.removeprefix(_STRAY)))
             return
         _kill_group(server.process)
         await server.process.wait()
@@ -145,10 +152,9 @@ class LocalBackend:
         self._servers.pop(sandbox, None)
 
     async def owned_by(self, run: RunId) -> Sequence[SandboxId]:
-        """See `Backend.owned_by`: the servers of this process that carry the run's label and live."""
-        if run != self._run:
-            return []
-        return [server.id for server in self._servers.values() if server.process.returncode is None]
+        """See `Backend.owned_by`: servers whose command line carries the run's label, whoever started them."""
+        named = {server.process.pid: server.id for server in self._servers.values()}
+        return [named.get(pid, SandboxId(f"{_STRAY}{pid}")) for pid in _labelled(run)]
 
     def cpu_seconds(self) -> float:
         """See `Backend.cpu_seconds`."""
@@ -252,10 +258,27 @@ def _either(*futures: asyncio.Future[Any]) -> set[asyncio.Future[Any]]:
 def _kill_group(process: asyncio.subprocess.Process) -> None:
     """SIGKILL to the server's process group; gone already is success."""
     if process.returncode is None:
+        _kill(process.pid)
+
+
+def _kill(leader: int) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _labelled(run: RunId) -> list[int]:
+    """Process ids of servers started for a run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+            words = path.read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if b"backends.server" in words and (b"--run", run.encode()) in pairwise(words):
+            found.append(int(path.parent.name))
+    return found
 
 
 def _describe(code: int) -> str:
