@@ -1,4 +1,4 @@
-"""Warm sandboxes: keeps `size` of them alive, leases the least busy one, and one more alone for suspects.
+"""Warm sandboxes: keeps `size` of them alive and leases the least busy one; others hold one suspect each, alone.
 
 Owns every sandbox of the run. Each place in the pool is a task: create, serve until lost or told to stop, destroy,
 begin again. Always true: a sandbox is leased only while it lives; a place holds at most one sandbox; when a place's
@@ -83,11 +83,11 @@ class Pool:
         self._emit = emit
         self._places = [_Place() for _ in range(size)]
         self._changed = asyncio.Event()
-        self._quarantine = _Place()
-        self._one_suspect = asyncio.Lock()
+        self._quarantines: list[_Place] = []
+        self._vacant: list[_Place] = []
+        self._suspects = asyncio.Semaphore(size)
         self._lost = 0
         self._failed_starts = 0
-        self._has_quarantine = False
         self._tasks = asyncio.TaskGroup()
         self._keepers: list[asyncio.Task[None]] = []
         self._fatal: Failure | None = None
@@ -110,8 +110,7 @@ class Pool:
         Raises RunFailed when no sandbox can be started at all.
         """
         while True:
-            if self._fatal is not None:
-                raise RunFailed(f"no sandbox can be started: {self._fatal.message}")
+            self._refuse_if_fatal()
             live = [p.tenancy for p in self._places if p.tenancy is not None and not p.tenancy.sandbox.lost.done()]
             if live:
                 return Lease(min(live, key=_leases))
@@ -120,21 +119,35 @@ class Pool:
 
     @asynccontextmanager
     async def quarantine(self) -> AsyncIterator[Sandbox]:
-        """A sandbox with nobody else on it, for one suspect at a time. A death there is its suspect's."""
-        async with self._one_suspect:
-            if not self._has_quarantine:
-                self._has_quarantine = True
-                self._keepers.append(self._tasks.create_task(self._keep(self._quarantine), name="pool-quarantine"))
-            while (tenancy := self._quarantine.tenancy) is None or tenancy.sandbox.lost.done():
-                if self._fatal is not None:
-                    raise RunFailed(f"no sandbox can be started: {self._fatal.message}")
-                self._changed.clear()
-                await self._changed.wait()
-            yield tenancy.sandbox
+        """A living sandbox with nobody else on it, for one suspect: a death there is its suspect's.
+
+        There are at most as many as the pool has places; they start when they are first needed. Raises RunFailed.
+        """
+        async with self._suspects:
+            place = self._vacant.pop() if self._vacant else self._add_quarantine()
+            try:
+                while (tenancy := place.tenancy) is None or tenancy.sandbox.lost.done():
+                    self._refuse_if_fatal()
+                    self._changed.clear()
+                    await self._changed.wait()
+                yield tenancy.sandbox
+            finally:
+                self._vacant.append(place)
+
+    def _add_quarantine(self) -> _Place:
+        place = _Place()
+        self._quarantines.append(place)
+        name = f"quarantine-{len(self._quarantines)}"
+        self._keepers.append(self._tasks.create_task(self._keep(place), name=name))
+        return place
+
+    def _refuse_if_fatal(self) -> None:
+        if self._fatal is not None:
+            raise RunFailed(f"no sandbox can be started: {self._fatal.message}")
 
     def sandboxes(self) -> Iterable[Sandbox]:
-        """All live sandboxes, the quarantine's included."""
-        return [p.tenancy.sandbox for p in (*self._places, self._quarantine) if p.tenancy is not None]
+        """All live sandboxes, the quarantines' included."""
+        return [p.tenancy.sandbox for p in (*self._places, *self._quarantines) if p.tenancy is not None]
 
     def sweep(self, now: float) -> None:
         """Condemn every sandbox that has passed its deadline at monotonic `now`."""
