@@ -96,10 +96,10 @@ def single_turn(task: SingleTurnTask, calls: Sequence[Recorded] | None) -> Grade
             wrong, kind, message = (
                 bool(calls),
                 "irrelevance_error:decoder_success",
-                "no function fits, yet one is called",
+                "a function is called, yet none fits",
             )
         case "relevance":
-            wrong, kind, message = not calls, "relevance_error:decoder_failed", "a function fits, yet none is called"
+            wrong, kind, message = not calls, "relevance_error:decoder_failed", "no function is called, yet one fits"
         case _:
             verdict = _check_calls(task, calls)
             wrong, kind, message = not verdict["valid"], verdict.get("error_type", ""), _without_answer(verdict)

@@ -2,7 +2,7 @@
 
 A guard looks at a simulator and the arguments of one call and says why the call is refused, or None. A session shares
 its process with thousands of others, and C code that works on a huge number or Python code that walks a file system
-with 2**40 paths can not be interrupted. The bounds lie far above every call of the ground truth.
+with 2**40 paths cannot be interrupted. The bounds lie far above every call of the ground truth.
 """
 
 from __future__ import annotations

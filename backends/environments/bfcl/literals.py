@@ -60,11 +60,12 @@ def _javascript(value: Any) -> Iterator[str]:
             yield f"[{', '.join(map(_quoted, value))}]"
             yield f"[{', '.join(map(_scalar, value))}]"
         case dict():
-            yield f"{{{', '.join(f'{key}: {next(_javascript_value(held))}' for key, held in value.items())}}}"
+            fields = ", ".join(f"{key}: {_field(held)}" for key, held in value.items())
+            yield f"{{{fields}}}"
         case _:
             yield _scalar(value)
             yield f"{value}n"
 
 
-def _javascript_value(value: Any) -> Iterator[str]:
-    yield _quoted(value) if not isinstance(value, list | dict) else next(_javascript(value))
+def _field(value: Any) -> str:
+    return next(_javascript(value)) if isinstance(value, list | dict) else _quoted(value)

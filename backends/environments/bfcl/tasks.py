@@ -1,7 +1,7 @@
 """A task as sessions share it: everything that does not change while it is played.
 
 Sessions of one task hold the same object; the tasks opened last are kept, so that a group, or the next epoch, parses
-nothing again. Tool sets of multi-turn tasks are kept for good: there are 184 of them, for thousands of sessions.
+nothing again. Tool sets of multi-turn tasks are kept for good: 146 sets serve all 800 tasks.
 """
 
 from __future__ import annotations
