@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from orchestrator.cli.config import Chat, Replay, RunConfig, Scripted
-from orchestrator.cli.logs import record
 
 if TYPE_CHECKING:
     from backends.environments.catalog import EnvironmentSpec
+    from orchestrator.events import Listener
     from orchestrator.facade import Orchestrator
     from orchestrator.protocols import Backend, Policy
 
 
-def orchestrator(config: RunConfig, out: Path, *, resume: bool) -> Orchestrator:
+def orchestrator(config: RunConfig, out: Path, *, resume: bool, listener: Listener) -> Orchestrator:
     """An orchestrator, not yet entered. Raises UsageError, UnknownName, Unavailable."""
     from orchestrator import Orchestrator
 
@@ -34,7 +34,7 @@ def orchestrator(config: RunConfig, out: Path, *, resume: bool) -> Orchestrator:
         consumer=config.consumer,
         max_unacked=config.max_unacked,
         resume=resume,
-        listener=record,
+        listener=listener,
         config=config.model_dump(mode="json"),
     )
 

@@ -7,6 +7,7 @@ printed when the run's directory is closed, so that what it says is on disk.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from datetime import datetime
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from backends.environments.catalog import find
 from orchestrator.cli.build import absolute, ensure_installed, orchestrator
 from orchestrator.cli.display import show
-from orchestrator.cli.exits import CANCELLED, OK, UNFINISHED
+from orchestrator.cli.exits import CANCELLED, FAILED, OK, UNFINISHED
 from orchestrator.cli.logs import RunLog
-from orchestrator.cli.output import emit_json, say
+from orchestrator.cli.output import counts, emit_json, say
 from orchestrator.cli.summary import print_summary
-from orchestrator.errors import RolloutError
+from orchestrator.errors import RolloutError, UsageError
+from orchestrator.rundir import RunDirectory
+from orchestrator.types import REWARDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,17 +36,33 @@ def conduct(config: RunConfig, *, resume: bool, install: bool, json: bool, verbo
     """Run to the end, a drain or a cancellation; the exit code. Raises RolloutError for what `main` reports."""
     config = absolute(config)
     out = config.out or Path("runs") / f"{config.env}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    fresh = not out.exists()
     with RunLog(config.log_level, stderr=verbose) as log:
         try:
             summary, cancelled = asyncio.run(_conduct(config, out, log, resume=resume, install=install))
         except asyncio.CancelledError:
             say("cancelled before the run had begun")
             return CANCELLED
+        except UsageError:
+            if fresh and not RunDirectory(out).store.exists():
+                shutil.rmtree(out, ignore_errors=True)  # only what this very call had made
+            raise
     report(summary, json=json)
     if summary["state"] == "finished":
-        return OK
+        return finished(summary, out)
     say(f"{'cancelled' if cancelled else 'drained'} before the end: `rollout resume {out}` goes on")
     return CANCELLED if cancelled else UNFINISHED
+
+
+def finished(summary: Mapping[str, Any], out: Path) -> int:
+    """The exit code of a run that collected all it was to: a failure where not one episode could be played."""
+    if summary["outcomes"].keys() & {outcome.value for outcome in REWARDED}:
+        return OK
+    failures = counts(summary["failures"])
+    say(
+        f"not one episode could be played ({failures}): see {out}/logs/rollout.log, then collect into another directory"
+    )
+    return FAILED
 
 
 def report(summary: Mapping[str, Any], *, json: bool) -> None:
@@ -92,7 +111,7 @@ async def _conduct(
     interrupts = Interrupts(task)
     interrupts.install()
     await ensure_installed(find(config.env), install=install)
-    async with orchestrator(config, out, resume=resume) as orch:
+    async with orchestrator(config, out, resume=resume, listener=log.record) as orch:
         log.attach(out / "logs" / "rollout.log")
         interrupts.orch = orch
         summary = await _run_and_show(orch, config)

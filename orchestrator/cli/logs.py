@@ -1,6 +1,7 @@
 """The log of a run: held back until the run directory is ours, then written to its `logs/rollout.log`.
 
-What the orchestrator reports as events becomes lines here; the level says how much of it is kept.
+What the orchestrator reports as events becomes lines here; the level says how much of it is kept. The first failure of
+each kind is also said on stderr at once: a run whose model server is down must not look like a slow one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging.handlers
 import sys
 from typing import TYPE_CHECKING, Final, Self, assert_never
 
-from orchestrator.cli.output import printable
+from orchestrator.cli.output import printable, say
 from orchestrator.events import (
     DeliveryWaits,
     Draining,
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.events import Event
-    from orchestrator.types import Failure
+    from orchestrator.types import Failure, FailureKind
 
 _FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-_OURS: Final = ("orchestrator", "backends", "policies", "bench")
+_OURS: Final = ("rollout", "orchestrator", "backends", "policies")
 _HELD: Final = 1000
 """Records held back before there is a file."""
 
-log: Final = logging.getLogger(__name__)
+log: Final = logging.getLogger("rollout")
 
 
 class RunLog:
@@ -43,6 +44,7 @@ class RunLog:
         self._level = level.upper()
         self._held = logging.handlers.MemoryHandler(_HELD, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
         self._handlers: list[logging.Handler] = [self._held]
+        self._known: set[FailureKind] | None = None if stderr else set()
         if stderr:
             self._handlers.append(_formatted(logging.StreamHandler(sys.stderr)))
 
@@ -72,36 +74,44 @@ class RunLog:
             logging.getLogger(name).addHandler(file)
         self._handlers.append(file)
 
+    def record(self, event: Event) -> None:
+        """Write an event to the log; the listener of a run. The first failure of each kind is said on stderr too."""
+        match event:
+            case SandboxStarted(sandbox, seconds):
+                log.info("sandbox %s answers after %.2f s", sandbox, seconds)
+            case SandboxEnded(sandbox, failure, sessions):
+                log.warning("sandbox %s is lost with %d episodes on it: %s", sandbox, sessions, _said(failure))
+                self._tell(f"sandbox {sandbox} is lost and its episodes are rebuilt", failure)
+            case SandboxLeft(sandbox):
+                log.error("sandbox %s did not end in time and is left behind; see `rollout doctor`", sandbox)
+            case EpisodeRecovering(key, attempt, failure, suspect):
+                also = ", a suspect" if suspect else ""
+                log.info("episode %s attempt %d is replayed%s: %s", key, attempt, also, _said(failure))
+            case EpisodeRetried(key, attempt, failure):
+                log.warning("episode %s attempt %d failed: %s", key, attempt, _said(failure))
+                self._tell(f"episode {key} failed", failure)
+            case EpisodeEnded(key, outcome, stop_reason, reward, failure):
+                level = logging.DEBUG if failure is None else logging.WARNING
+                why = "" if failure is None else f": {_said(failure)}"
+                log.log(level, "episode %s %s (%s), reward %s%s", key, outcome, stop_reason, reward, why)
+                if failure is not None:
+                    self._tell(f"episode {key} {outcome}", failure)
+            case DeliveryWaits(queue, seconds):
+                log.warning("queue %s has not accepted a group for %.0f s", queue, seconds)
+            case Draining():
+                log.info("draining")
+            case _:
+                assert_never(event)
+
+    def _tell(self, what: str, failure: Failure) -> None:
+        if self._known is not None and failure.kind not in self._known:
+            self._known.add(failure.kind)
+            say(f"{what}: {_said(failure)} (the log has every further {failure.kind})")
+
 
 def _formatted(handler: logging.Handler) -> logging.Handler:
     handler.setFormatter(logging.Formatter(_FORMAT))
     return handler
-
-
-def record(event: Event) -> None:
-    """Write an event to the log; the listener of a run."""
-    match event:
-        case SandboxStarted(sandbox, seconds):
-            log.info("sandbox %s answers after %.2f s", sandbox, seconds)
-        case SandboxEnded(sandbox, failure, sessions):
-            log.warning("sandbox %s is lost with %d episodes on it: %s", sandbox, sessions, _said(failure))
-        case SandboxLeft(sandbox):
-            log.error("sandbox %s did not end in time and is left behind; see `rollout doctor`", sandbox)
-        case EpisodeRecovering(key, attempt, failure, suspect):
-            also = ", a suspect" if suspect else ""
-            log.info("episode %s attempt %d is replayed%s: %s", key, attempt, also, _said(failure))
-        case EpisodeRetried(key, attempt, failure):
-            log.warning("episode %s attempt %d is tried again: %s", key, attempt, _said(failure))
-        case EpisodeEnded(key, outcome, stop_reason, reward, failure):
-            level = logging.DEBUG if failure is None else logging.WARNING
-            why = "" if failure is None else f": {_said(failure)}"
-            log.log(level, "episode %s %s (%s), reward %s%s", key, outcome, stop_reason, reward, why)
-        case DeliveryWaits(queue, seconds):
-            log.warning("queue %s has not accepted a group for %.0f s", queue, seconds)
-        case Draining():
-            log.info("draining")
-        case _:
-            assert_never(event)
 
 
 def _said(failure: Failure) -> str:

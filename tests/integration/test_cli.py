@@ -182,6 +182,7 @@ def test_what_is_not_installed_says_how_to_install_it(tmp_path: Path) -> None:
 )
 def test_what_is_given_wrongly_is_said_in_a_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
     assert complaint in refused(rollout("collect", "--out", "run", *arguments, cwd=tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_could_not_begin_leaves_its_directory_usable(tmp_path: Path) -> None:
@@ -214,6 +215,21 @@ def test_a_script_acts_and_a_broken_one_says_where(tmp_path: Path) -> None:
     arguments = ("collect", "--env", "toy", "--policy", "scripted", "--out", "other", "--script")
     assert "nowhere" in refused(rollout(*arguments, "broken.py:act", cwd=tmp_path))
     assert "mine.py" in refused(rollout(*arguments, "mine.py:atc", cwd=tmp_path))
+
+
+def test_a_run_that_cannot_play_one_episode_fails_and_says_why_at_once(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def act(view, ctx):\n    raise ValueError('no idea')\n", "utf-8")
+    done = rollout(
+        "collect", "--env", "toy", "--policy", "scripted", "--script", "bad.py:act", "--episodes", "8",
+        "--out", "run", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("ValueError: no idea") == 1
+    assert "not one episode could be played (policy 8): see run/logs/rollout.log" in done.stderr
+    assert json.loads(done.stdout)["reward_mean"] is None
+    assert (tmp_path / "run/logs/rollout.log").read_text(encoding="utf-8").count("ValueError: no idea") >= 8
+    assert "failed at act, policy: ValueError: no idea" in rollout("show", tmp_path / "run", "toy_0").stdout
+    assert rollout("resume", tmp_path / "run").returncode == 0
 
 
 def test_the_default_directory_is_named_by_environment_and_time(tmp_path: Path) -> None:
