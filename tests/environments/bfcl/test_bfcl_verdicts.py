@@ -19,7 +19,7 @@ SEED = 20260323
 
 
 def judged_by_upstream(inside: Inside, answers: list[Any]) -> list[Any]:
-    """Upstream's verdicts, in two processes at a time (each forks one more for every answer)."""
+    """Upstream's verdicts, by two processes at a time."""
     halves = answers[::2], answers[1::2]
     with ThreadPoolExecutor(2) as pool:
         even, odd = pool.map(
