@@ -42,14 +42,14 @@ async def install(spec: EnvironmentSpec, *, progress: Callable[[str], None], dea
     log = venv.with_name(f"{venv.name}.log")
     try:
         async with asyncio.timeout(deadline_s):
-            venv.parent.mkdir(parents=True, exist_ok=True)
+            await asyncio.to_thread(venv.parent.mkdir, parents=True, exist_ok=True)
             async with _locked(venv.with_name(f".{venv.name}.lock"), spec.name, progress):
                 if not spec.installed:
                     await _build(spec, venv, log, progress)
     except TimeoutError:
-        raise _failed(spec, f"it took more than {deadline_s:.0f} s", log) from None
+        raise await _failed(spec, f"it took more than {deadline_s:.0f} s", log) from None
     except OSError as error:
-        raise _failed(spec, str(error), log) from None
+        raise await _failed(spec, str(error), log) from None
     progress(f"{spec.name}: installed in {venv}")
     return spec.interpreter()
 
@@ -57,7 +57,7 @@ async def install(spec: EnvironmentSpec, *, progress: Callable[[str], None], dea
 @contextlib.asynccontextmanager
 async def _locked(path: Path, name: str, progress: Callable[[str], None]) -> AsyncIterator[None]:
     """Hold the installer's lock; the kernel frees it when its holder dies."""
-    with path.open("ab") as lock:
+    with await asyncio.to_thread(path.open, "ab") as lock:
         waiting = False
         while not _try_lock(lock):
             if not waiting:
@@ -88,13 +88,13 @@ async def _build(spec: EnvironmentSpec, venv: Path, log: Path, progress: Callabl
         if packages:
             stages.append((f"installing {', '.join(packages)}", [*pip, "install", *flags, *packages]))
     try:
-        with log.open("wb") as output:
+        with await asyncio.to_thread(log.open, "wb") as output:
             for stage, command in stages:
                 progress(f"{spec.name}: {stage}")
                 status = await _run(command, output)
                 if status != 0:
-                    raise _failed(spec, f"{stage} ended with status {status}", log)
-        building.rename(venv)
+                    raise await _failed(spec, f"{stage} ended with status {status}", log)
+        await asyncio.to_thread(building.rename, venv)
     finally:
         await asyncio.to_thread(shutil.rmtree, building, ignore_errors=True)
 
@@ -120,10 +120,15 @@ async def _run(command: Sequence[str], output: IO[bytes]) -> int:
             await process.wait()
 
 
-def _failed(spec: EnvironmentSpec, why: str, log: Path) -> Unavailable:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    tail = "".join(f"\n    {line}" for line in lines[-_TAIL:])
+async def _failed(spec: EnvironmentSpec, why: str, log: Path) -> Unavailable:
+    tail = "".join(f"\n    {line}" for line in await asyncio.to_thread(_last_lines, log))
     return Unavailable(
         f"environment {spec.name!r} could not be installed: {why}. Check the network, the package index and the disk "
         f"space, then run `rollout env install {spec.name}` again; the whole log is {log}{tail}"
     )
+
+
+def _last_lines(log: Path) -> list[str]:
+    if not log.is_file():
+        return []
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]

@@ -7,6 +7,7 @@ itself and never touch module globals. `step` and `evaluate` may be plain functi
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import orjson
@@ -32,8 +33,10 @@ def unknown_task(task: str, hint: str = "") -> EnvironmentFault:
 
 
 def unknown_split(split: str, known: Sequence[str]) -> EnvironmentFault:
-    """The split does not exist; the message lists those that do."""
-    return EnvironmentFault(ErrorCode.UNKNOWN_SPLIT, f"unknown split {split!r}; known: {', '.join(known)}")
+    """The split does not exist; the message names the nearest and lists those that do."""
+    close = get_close_matches(split, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return EnvironmentFault(ErrorCode.UNKNOWN_SPLIT, f"unknown split {split!r}; {hint}known: {', '.join(known)}")
 
 
 def unavailable(what: str, needs: str) -> EnvironmentFault:

@@ -165,6 +165,7 @@ def test_what_is_not_installed_says_how_to_install_it(tmp_path: Path) -> None:
     [
         (["--env", "tyo"], "unknown environment 'tyo'; did you mean 'toy'?"),
         (["--env", "toy", "--split", "nope"], "unknown split 'nope'; known: toy, toy:train, toy:val, faults"),
+        (["--env", "toy", "--split", "toy:vla"], "unknown split 'toy:vla'; did you mean 'toy:val'?"),
         (["--env", "toy", "--task-id", "toy_64"], "unknown task 'toy_64'"),
         (["--env", "toy", "--policy", "reply"], "unknown policy 'reply'; did you mean 'replay'?"),
         (["--env", "toy", "--backend", "loca"], "unknown backend 'loca'; did you mean 'local'?"),

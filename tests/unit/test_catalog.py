@@ -49,6 +49,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def spec(folder: Path) -> catalog.EnvironmentSpec:
+    return catalog.read(folder)
+
+
+@pytest.fixture
 def wheel(tmp_path: Path) -> Path:
     """A wheel made by hand: installing it needs no index."""
     path = tmp_path / "demo_package-1.0-py3-none-any.whl"
@@ -153,8 +158,8 @@ def run_answer(python: Path) -> str:
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-async def test_installing_makes_a_venv_of_its_own(folder: Path, wheel: Path) -> None:
-    spec = replace(catalog.read(folder), requirements_no_deps=(str(wheel),))
+async def test_installing_makes_a_venv_of_its_own(spec: catalog.EnvironmentSpec, wheel: Path) -> None:
+    spec = replace(spec, requirements_no_deps=(str(wheel),))
     assert not spec.installed
     with pytest.raises(Unavailable, match="run `rollout env install demo`"):
         spec.interpreter()
@@ -167,8 +172,10 @@ async def test_installing_makes_a_venv_of_its_own(folder: Path, wheel: Path) -> 
     assert await asyncio.to_thread(run_answer, spec.interpreter()) == "42\n"
 
 
-async def test_a_failed_installation_shows_the_log_and_leaves_nothing(folder: Path, home: Path) -> None:
-    spec = replace(catalog.read(folder), requirements=("/no/such/demo-1.0-py3-none-any.whl",))
+async def test_a_failed_installation_shows_the_log_and_leaves_nothing(
+    spec: catalog.EnvironmentSpec, home: Path
+) -> None:
+    spec = replace(spec, requirements=("/no/such/demo-1.0-py3-none-any.whl",))
     with pytest.raises(Unavailable, match=r"(?s)ended with status 1.*rollout env install demo.*no/such/demo") as caught:
         await install(spec, progress=lambda _: None)
     assert spec.venv is not None
@@ -177,8 +184,8 @@ async def test_a_failed_installation_shows_the_log_and_leaves_nothing(folder: Pa
     assert not [path for path in (home / "envs").iterdir() if path.is_dir()]
 
 
-async def test_a_deadline_ends_the_installer(folder: Path, wheel: Path, home: Path) -> None:
-    spec = replace(catalog.read(folder), requirements_no_deps=(str(wheel),))
+async def test_a_deadline_ends_the_installer(spec: catalog.EnvironmentSpec, wheel: Path, home: Path) -> None:
+    spec = replace(spec, requirements_no_deps=(str(wheel),))
     with pytest.raises(Unavailable, match="took more than 0 s"):
         await install(spec, progress=lambda _: None, deadline_s=0.05)
     assert not [path for path in (home / "envs").iterdir() if path.is_dir()]
