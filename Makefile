@@ -48,9 +48,9 @@ $(STAMPS)/plots: $(STAMPS)/venv pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[plots]'
 	touch $@
 
-$(STAMPS)/dev: $(STAMPS)/venv pyproject.toml
+$(STAMPS)/dev: $(STAMPS)/plots
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[plots,dev]'
-	touch $@ $(STAMPS)/plots
+	touch $@
 
 # Installing an installed environment takes a fraction of a second, and its files may be gone: no stamp.
 .PHONY: $(STAMPS)/bfcl

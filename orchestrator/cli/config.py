@@ -48,7 +48,8 @@ class Chat(Frozen):
 
     kind: Literal["chat"]
     model: str = Field(min_length=1)
-    base_url: str = Field(pattern=r"^https?://\S+$")
+    base_url: str = Field(pattern=r"^https?://[^/\s@]+(/\S*)?$")
+    """Without a user or a password: it is stored with the run."""
     api_key_env: str = "OPENAI_API_KEY"
     temperature: float | None = Field(default=1.0, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)

@@ -22,6 +22,7 @@ def resume(
     """
     from orchestrator.cli.conduct import conduct, report
     from orchestrator.cli.config import stored
+    from orchestrator.errors import UsageError
     from orchestrator.run import Run
 
     with Run.open(run) as opened:
@@ -29,5 +30,9 @@ def resume(
     if summary is not None:
         report(summary | {"out": str(run)}, json=json)
         return
+    if not config:
+        raise UsageError(
+            f"the run in {run} was started from Python: go on with it there, Orchestrator(..., resume=True)"
+        )
     goes_on = stored(config, options.given(ctx) | {"out": run})
     raise typer.Exit(conduct(goes_on, resume=True, install=not no_install, json=json, verbose=verbose))

@@ -26,7 +26,9 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What to show: name and value. A figure that is not known (None) is left out."""
     yield "run", f"{summary['run']} ({summary['state']})"
-    yield "episodes", f"{summary['episodes']:,}: {counts(summary['outcomes']) or 'none'}"
+    planned = summary["planned"]
+    of = f" of {planned:,}" if planned not in {None, summary["episodes"]} else ""
+    yield "episodes", f"{summary['episodes']:,}{of}: {counts(summary['outcomes']) or 'none'}"
     if summary["reward_mean"] is not None:
         yield "reward", f"{summary['reward_mean']:.4f} mean, {summary['reward_one']:,} of exactly 1.0"
     if summary["wall_s"] is not None:

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.store import RunMeta, schema
+from orchestrator.types import RunId
+
 ROLLOUT = Path(sys.executable).with_name("rollout")
 FIGURES = {
     "episodes", "outcomes", "reward_mean", "reward_one", "steps", "wall_s", "episodes_per_s", "steps_per_s",
@@ -231,6 +234,12 @@ def test_a_run_that_cannot_play_one_episode_fails_and_says_why_at_once(tmp_path:
     assert (tmp_path / "run/logs/rollout.log").read_text(encoding="utf-8").count("ValueError: no idea") >= 8
     assert "failed at act, policy: ValueError: no idea" in rollout("show", tmp_path / "run", "toy_0").stdout
     assert rollout("resume", tmp_path / "run").returncode == 0
+
+
+def test_a_run_that_python_started_is_gone_on_with_in_python(tmp_path: Path) -> None:
+    schema.create(tmp_path / "run.sqlite", RunMeta(RunId("r"), "toy", "0" * 16, 0, 0.0, {})).close()
+    assert "was started from Python: go on with it there" in refused(rollout("resume", tmp_path))
+    assert json.loads(rollout("status", tmp_path, "--json").stdout)["state"] == "unfinished"
 
 
 def test_the_default_directory_is_named_by_environment_and_time(tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ def test_what_an_option_gets_wrong_is_shown_as_the_option(tmp_path: Path) -> Non
     assert refused(tmp_path, "env: toy\n", skill=2.0).startswith("--skill: Input should be less than or equal to 1")
     assert refused(tmp_path, "env: toy\n", model="m").startswith("--model: Extra inputs are not permitted (it does not")
     assert refused(tmp_path, "env: toy\n", policy="scripted", script="a.py").startswith("--script: String should match")
+    chat = {"policy": "chat", "model": "m"}
+    assert refused(tmp_path, "env: toy\n", **chat, base_url="http://me:secret@host/v1").startswith("--base-url: String")
     with pytest.raises(UnknownName, match="unknown policy 'chatt'; did you mean 'chat'"):
         load(None, {"env": "toy", "policy": "chatt"})
 
