@@ -25,6 +25,8 @@ MAX_NAME: Final = 128
 
 _OPEN: Final = "<tool_call>"
 _CLOSE: Final = "</tool_call>"
+_THOUGHT: Final = "<think>"
+_THOUGHT_ENDS: Final = "</think>"
 _EXAMPLE: Final = '{"name": "cd", "arguments": {"folder": "document"}}'
 
 
@@ -99,10 +101,18 @@ def _text(content: object) -> str | None:
     return None
 
 
+def _behind_thought(text: str) -> int:
+    """Where an answer begins: behind `</think>`, unless that stands in a call (only an argument then)."""
+    end = text.find(_THOUGHT_ENDS)
+    if text.lstrip().startswith(_THOUGHT):
+        return len(text) if end < 0 else end + len(_THOUGHT_ENDS)
+    return 0 if end < 0 or _OPEN in text[:end] else end + len(_THOUGHT_ENDS)
+
+
 def _blocks(text: str) -> list[str | None]:
-    """The insides of the call blocks behind any closed thinking part; None for one that is not closed."""
+    """The insides of the call blocks behind any thought; None for one that is not closed."""
     blocks: list[str | None] = []
-    position = text.rfind("</think>") + 1
+    position = _behind_thought(text)
     while (start := text.find(_OPEN, position)) >= 0:
         end = text.find(_CLOSE, start)
         if end < 0:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
+DEADLINE_S = 280
+"""Only a hang takes this long; the tests that play thousands of episodes may take minutes on a busy machine."""
 
 
 class Inside(Protocol):
@@ -49,7 +51,14 @@ def inside(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Inside:
         }
         command = [str(python), str(HERE / "inside" / f"{script}.py"), *arguments]
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, cwd=folder, env=variables, timeout=110, check=False
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=variables,
+            timeout=DEADLINE_S,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         assert not list(folder.iterdir()), "the environment wrote into its working folder"

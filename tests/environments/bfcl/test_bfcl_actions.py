@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import example
+from hypothesis import assume, example
 from hypothesis import given as forall
 from hypothesis import strategies as st
 
@@ -36,9 +36,11 @@ def said(message: Message | Malformed) -> list[tuple[str, Any]]:
 
 
 @forall(functions)
+@example([("echo", {"content": "</think> and <tool_call>"})])
 def test_both_forms_of_a_call_say_the_same(calls: list[tuple[str, Any]]) -> None:
     entries = [{"id": "x", "function": {"name": name, "arguments": json.dumps(given)}} for name, given in calls]
     blocks = [f"<tool_call>{json.dumps({'name': name, 'arguments': given})}</tool_call>" for name, given in calls]
+    assume(not any("</tool_call>" in block[:-12] for block in blocks))
     by_field = read(encode({"role": "assistant", "content": "let me see", "tool_calls": entries}))
     by_text = read(encode({"role": "assistant", "content": "let me see\n" + "\nand ".join(blocks)}))
     assert said(by_field) == said(by_text) == calls
@@ -82,6 +84,8 @@ def test_text_parts_are_joined_and_thoughts_left_out() -> None:
     parts = [{"type": "text", "text": block[:20]}, {"type": "text", "text": block[20:]}]
     assert said(read(encode({"role": "assistant", "content": parts}))) == [("ls", {})]
     assert said(read(encode({"content": f"<think>a <tool_call> would do</think>{block}"}))) == [("ls", {})]
+    assert said(read(encode({"content": f"a plan</think>{block}"}))) == [("ls", {})]
+    assert said(read(encode({"content": f"<think>{block}"}))) == []
     assert said(read(encode({"content": None}))) == []
 
 

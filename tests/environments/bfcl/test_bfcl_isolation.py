@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from conftest import Inside
 
 QUICK_S = 1.0
-"""Longer than any refusal takes on a busy machine, far shorter than the work that is refused."""
+"""Processor time: longer than any refusal takes, far shorter than the work that is refused."""
 
 
 def raw(name: str, arguments: str) -> dict[str, Any]:

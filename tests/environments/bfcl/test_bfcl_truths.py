@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Inside
 
+pytestmark = pytest.mark.timeout(300)
+
 UNWINNABLE = {"simple_java": 2, "live_simple": 2, "live_multiple": 2}
 """Tasks whose possible answers upstream's own checker refuses: contradictions in the data."""
 SIZES = {

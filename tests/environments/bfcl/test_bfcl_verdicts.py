@@ -11,8 +11,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from conftest import Inside
+
+pytestmark = pytest.mark.timeout(300)
 
 ANSWERS = int(os.environ.get("ROLLOUT_BFCL_ANSWERS", "4000"))
 SEED = 20260323
