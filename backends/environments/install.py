@@ -43,9 +43,9 @@ async def install(spec: EnvironmentSpec, *, progress: Callable[[str], None], dea
     try:
         async with asyncio.timeout(deadline_s):
             await asyncio.to_thread(venv.parent.mkdir, parents=True, exist_ok=True)
-            async with _locked(venv.with_name(f".{venv.name}.lock"), spec.name, progress):
+            async with _locked(venv.with_name(f".{venv.name}.lock"), spec.name, progress) as lock:
                 if not spec.installed:
-                    await _build(spec, venv, log, progress)
+                    await _build(spec, venv, log, lock, progress)
     except TimeoutError:
         raise await _failed(spec, f"it took more than {deadline_s:.0f} s", log) from None
     except OSError as error:
@@ -55,8 +55,8 @@ async def install(spec: EnvironmentSpec, *, progress: Callable[[str], None], dea
 
 
 @contextlib.asynccontextmanager
-async def _locked(path: Path, name: str, progress: Callable[[str], None]) -> AsyncIterator[None]:
-    """Hold the installer's lock; the kernel frees it when its holder dies."""
+async def _locked(path: Path, name: str, progress: Callable[[str], None]) -> AsyncIterator[int]:
+    """Hold the installer's lock, a file descriptor; the kernel frees it when its last holder dies."""
     with await asyncio.to_thread(path.open, "ab") as lock:
         waiting = False
         while not _try_lock(lock):
@@ -64,7 +64,7 @@ async def _locked(path: Path, name: str, progress: Callable[[str], None]) -> Asy
                 progress(f"{name}: waiting for another installation of it")
                 waiting = True
             await asyncio.sleep(_LOCK_POLL_S)
-        yield
+        yield lock.fileno()
 
 
 def _try_lock(lock: IO[bytes]) -> bool:
@@ -75,7 +75,7 @@ def _try_lock(lock: IO[bytes]) -> bool:
     return True
 
 
-async def _build(spec: EnvironmentSpec, venv: Path, log: Path, progress: Callable[[str], None]) -> None:
+async def _build(spec: EnvironmentSpec, venv: Path, log: Path, lock: int, progress: Callable[[str], None]) -> None:
     building = venv.with_name(f".building-{venv.name}")
     await asyncio.to_thread(shutil.rmtree, building, ignore_errors=True)
     python = building / "bin" / "python"
@@ -91,7 +91,7 @@ async def _build(spec: EnvironmentSpec, venv: Path, log: Path, progress: Callabl
         with await asyncio.to_thread(log.open, "wb") as output:
             for stage, command in stages:
                 progress(f"{spec.name}: {stage}")
-                status = await _run(command, output)
+                status = await _run(command, output, lock)
                 if status != 0:
                     raise await _failed(spec, f"{stage} ended with status {status}", log)
         await asyncio.to_thread(building.rename, venv)
@@ -99,8 +99,11 @@ async def _build(spec: EnvironmentSpec, venv: Path, log: Path, progress: Callabl
         await asyncio.to_thread(shutil.rmtree, building, ignore_errors=True)
 
 
-async def _run(command: Sequence[str], output: IO[bytes]) -> int:
-    """Run a command with its output in a file; on cancellation its whole process group is killed."""
+async def _run(command: Sequence[str], output: IO[bytes], lock: int) -> int:
+    """Run a command with its output in a file; on cancellation its whole process group is killed.
+
+    It holds the lock too: where the installer is killed, the next one waits until what it had started has ended.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     process = await asyncio.create_subprocess_exec(
@@ -110,6 +113,7 @@ async def _run(command: Sequence[str], output: IO[bytes]) -> int:
         stderr=asyncio.subprocess.STDOUT,
         env=environment,
         start_new_session=True,
+        pass_fds=(lock,),
     )
     try:
         return await process.wait()
