@@ -8,6 +8,7 @@ exactly once. The listener makes a `LinkedSandbox` and runs it over its socket; 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 MAX_TOOLSET_BYTES: Final = 256 * 1024 * 1024
 """A connection may announce this many bytes of tool sets (all of BFCL's: 20 MB)."""
 
-_OK: Final = int(Status.OK)  # compared once a step
 _KINDS: Final = {
     ErrorCode.UNKNOWN_TASK: FailureKind.UNKNOWN_TASK,
     ErrorCode.UNAVAILABLE: FailureKind.UNKNOWN_TASK,
@@ -174,41 +174,37 @@ class LinkedSandbox:
         batcher = self._batcher
         while True:
             await batcher.ready.wait()
-            batch = batcher.take()
-            header = [(call.id, call.op, call.session, call.seq, len(call.body)) for call in batch]
             try:
-                await socket.send_bytes(encode(header, [call.body for call in batch]))
+                await socket.send_bytes(encode(*batcher.take()))
             except ConnectionError:
                 return  # the reader sees the same end and says why
 
     def _receive(self, frame: bytes) -> None:
-        batcher, max_body = self._batcher, self._max_body
-        for number, status, reward, done, body in decode_answers(frame):
-            if len(body) > max_body:
-                raise WireError(f"a reply of {len(body)} bytes is over the cap of {max_body}")
-            if status == _OK and isfinite(reward):
-                known = batcher.answer(number, Observation(body, reward, done))
-            elif status == _OK:
-                known = batcher.refuse(number, _bad_reward)
-            elif status == Status.ERROR:
-                known = self._refuse(number, body)
-            elif status == Status.TOOLSET and number == 0:
+        answers = decode_answers(frame)
+        for number, _, reward, _, body in answers:
+            if len(body) > self._max_body:
+                raise WireError(f"a reply of {len(body)} bytes is over the cap of {self._max_body}")
+            if not isfinite(reward):
+                raise WireError(f"a reply to call {number} has a reward that is not a finite number")
+        for number, status, _, _, body in self._batcher.settle(answers):
+            if status == Status.TOOLSET and number == 0:
                 self._intern(body)
-                known = True
+            elif status == Status.ERROR:
+                self._refuse(number, body)
+            elif status == Status.OK:
+                raise WireError(f"a reply to call {number}, which was never made or is answered already")
             else:
                 raise WireError(f"a reply has the unknown status {status}")
-            if not known:
-                raise WireError(f"a reply to call {number}, which was never made or is answered already")
-        batcher.last_answer = asyncio.get_running_loop().time()
 
-    def _refuse(self, number: int, raw: bytes) -> bool:
+    def _refuse(self, number: int, raw: bytes) -> None:
         try:
             body: Any = orjson.loads(raw)
         except orjson.JSONDecodeError:
             raise WireError("an error's body is not JSON") from None
         match body:
             case {"code": str(code), "message": str(message), "retryable": bool(retryable)}:
-                return self._batcher.refuse(number, lambda stage: _refused(code, message, stage, retryable=retryable))
+                if not self._batcher.refuse(number, partial(_refused, code, message, retryable)):
+                    raise WireError(f"an error for call {number}, which was never made or is answered already")
             case _:
                 raise WireError("an error's body is not {code, message, retryable}")
 
@@ -280,13 +276,8 @@ class LinkedSession:
             self._sandbox.forget(self._number, self._seq)
 
 
-def _refused(code: str, message: str, stage: str, *, retryable: bool) -> SandboxError:
+def _refused(code: str, message: str, retryable: bool, stage: str) -> SandboxError:
     if code == ErrorCode.STEP_TIMEOUT:
         return SandboxLost(Failure(FailureKind.SANDBOX_HUNG, stage, message), suspect=True)
     kind = _KINDS.get(code, FailureKind.PROTOCOL)
     return SandboxRefused(Failure(kind, stage, message), code=code, retryable=retryable)
-
-
-def _bad_reward(stage: str) -> SandboxError:
-    failure = Failure(FailureKind.BAD_REWARD, stage, "the sandbox sent a reward that is not a finite number")
-    return SandboxRefused(failure, code=ErrorCode.BAD_REWARD, retryable=False)
