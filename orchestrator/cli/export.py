@@ -43,7 +43,7 @@ def export(
             if outcome is None or trajectory.outcome == outcome:
                 file.write(orjson.dumps(row(trajectory)) + b"\n")
                 count += 1
-    say(f"{count:,} episodes in {out}")
+    say(f"{count:,} episodes{'' if str(out) == '-' else f' in {out}'}")
 
 
 def _rows(run: "Run") -> Callable[["Trajectory"], dict[str, Any]]:
