@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import shutil
 import tempfile
 import time
@@ -62,10 +61,10 @@ def private_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def nothing_left(private_folder: Path) -> Iterator[None]:
     """No file descriptor, child process, server or private directory outlives its test."""
-    before = Held.now()
+    before, untouched = Held.now(), private_folder.stat().st_mtime_ns
     yield
     ends = time.monotonic() + SETTLE_S
-    while left := [*Held.now().new(before), *_residue(private_folder)]:
+    while left := Held.now().new(before) + _residue(private_folder, untouched):
         if time.monotonic() > ends:
             for entry in private_folder.iterdir():
                 shutil.rmtree(entry, ignore_errors=True)  # one test's fault is not the next one's
@@ -106,19 +105,16 @@ async def _tasks_watched() -> AsyncIterator[None]:
     assert not names, f"tasks left behind: {names}"
 
 
-def _residue(folder: Path) -> list[str]:
+def _residue(folder: Path, untouched: int) -> list[str]:
     """Processes that live in the suite's folder, and what they or their owners have left in it."""
-    alive = [f"process {found.pid}: {found.command}" for found in _inhabitants(folder)]
+    if folder.stat().st_mtime_ns == untouched:
+        return []  # nobody has been there
+    alive = [f"process {found.pid}: {found.command}" for found in processes() if _lives_in(folder, found)]
     return alive + [f"directory {entry.name}" for entry in folder.iterdir() if entry.name.startswith("rollout-")]
 
 
-def _inhabitants(folder: Path) -> Iterator[Process]:
-    for found in processes():
-        if found.pid == os.getpid() or found.state == "Z":
-            continue
-        try:
-            inside = Path(f"/proc/{found.pid}/cwd").readlink().is_relative_to(folder)
-        except OSError:
-            continue
-        if inside:
-            yield found
+def _lives_in(folder: Path, process: Process) -> bool:
+    try:
+        return process.state != "Z" and Path(f"/proc/{process.pid}/cwd").readlink().is_relative_to(folder)
+    except OSError:
+        return False  # it ended meanwhile

@@ -33,23 +33,37 @@ class Process(NamedTuple):
 
 def processes() -> Iterator[Process]:
     """Every process of this machine (or container) that lives now."""
-    if not _PROC.is_dir():
-        return
-    for entry in os.listdir(_PROC):
-        if entry.isdecimal():
-            try:
-                stat = (_PROC / entry / "stat").read_text(encoding="utf-8", errors="replace")
-                command = (_PROC / entry / "cmdline").read_bytes()
-            except OSError:
-                continue  # it ended meanwhile
-            state, parent = stat.rpartition(")")[2].split()[:2]
-            yield Process(int(entry), int(parent), state, command.replace(b"\0", b" ").decode(errors="replace").strip())
+    for entry in os.listdir(_PROC) if _PROC.is_dir() else ():
+        if entry.isdecimal() and (process := _read(int(entry))) is not None:
+            yield process
+
+
+def _read(pid: int) -> Process | None:
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        command = (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return None  # it ended meanwhile
+    state, parent = stat.rpartition(")")[2].split()[:2]
+    return Process(pid, int(parent), state, command.replace(b"\0", b" ").decode(errors="replace").strip())
 
 
 def children(parent: int | None = None) -> list[Process]:
     """The direct children of a process (default: this one), zombies included."""
     owner = os.getpid() if parent is None else parent
-    return [process for process in processes() if process.parent == owner]
+    known = _children_by_kernel(owner)
+    if known is None:
+        return [process for process in processes() if process.parent == owner]
+    return [process for pid in known if (process := _read(pid)) is not None]
+
+
+def _children_by_kernel(parent: int) -> list[int] | None:
+    """The kernel's own lists, one a thread; None where it keeps none."""
+    try:
+        lists = [path.read_text(encoding="ascii") for path in (_PROC / str(parent) / "task").glob("*/children")]
+    except OSError:
+        return None  # a thread ended meanwhile: the long way then
+    return [int(pid) for pids in lists for pid in pids.split()] if lists else None
 
 
 def servers(parent: int | None = None) -> list[Process]:
