@@ -27,17 +27,16 @@ if TYPE_CHECKING:
 
 ROLLOUT = Path(sys.executable).with_name("rollout")
 EPISODES = 128
+HELD = 6
+"""Stored at least, when every place is taken by an episode that waits for the file `go`."""
 SCRIPT = """
 import asyncio
+from pathlib import Path
 
-async def brisk(view, ctx):
-    await asyncio.sleep(0.01)
+async def act(view, ctx):
+    while ctx.key.sample == 1 and not Path(__file__).with_name("go").exists():
+        await asyncio.sleep(0.02)
     return "add 1" if view.turn < 5 else "stop"
-
-async def endless(view, ctx):
-    if ctx.key.task == "toy_0" or ctx.key.sample == 1:
-        await asyncio.sleep(3600)
-    return "stop"
 """
 
 
@@ -48,12 +47,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
-    """A run that takes about two seconds, into `run`."""
+    """A run into `run` that comes to a stand, eight episodes in flight, until there is a file `go`."""
     (tmp_path / "mine.py").write_text(SCRIPT, encoding="utf-8")
     return [
-        "collect", "--env", "toy", "--policy", "scripted", "--script", f"{tmp_path}/mine.py:brisk", "--group-size",
+        "collect", "--env", "toy", "--policy", "scripted", "--script", f"{tmp_path}/mine.py:act", "--group-size",
         str(EPISODES // 64), "--concurrency", "8", "--sandboxes", "2", "--out", f"{tmp_path}/run", "--json",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def free(arguments: list[str], tmp_path: Path) -> list[str]:
+    """The same run, not held."""
+    (tmp_path / "go").touch()
+    return arguments
 
 
 @contextmanager
@@ -120,15 +126,17 @@ def test_one_signal_drains_and_resume_collects_the_rest(
 ) -> None:
     run = tmp_path / "run"
     with started(home, arguments) as process:
-        wait_until(lambda: stored(run) >= 16, "some episodes")
+        wait_until(lambda: stored(run) >= HELD, "some episodes")
         process.send_signal(number)
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("draining: running episodes are finished")
+        (tmp_path / "go").touch()
         stdout, stderr = process.communicate(timeout=30)
     summary = json.loads(stdout)
     assert process.returncode == 3, stderr
-    assert "draining: running episodes are finished" in stderr
     assert f"`rollout resume {run}` goes on" in stderr
     assert (summary["state"], summary["outcomes"]) == ("unfinished", {"completed": summary["episodes"]})
-    assert 16 <= summary["episodes"] < EPISODES
+    assert HELD + 8 <= summary["episodes"] < EPISODES
     whole = finish(home, run)
     assert (whole["state"], whole["episodes"], whole["duplicates"]) == ("finished", EPISODES, 0)
     assert len(set(keys(run))) == EPISODES
@@ -136,9 +144,8 @@ def test_one_signal_drains_and_resume_collects_the_rest(
 
 def test_a_second_signal_cancels_at_once(home: Path, arguments: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    endless = [argument.replace(":brisk", ":endless") for argument in arguments]
-    with started(home, endless) as process:
-        wait_until(lambda: bool(servers_of(process.pid)) and stored(run) >= 4, "some episodes")
+    with started(home, arguments) as process:
+        wait_until(lambda: stored(run) >= HELD, "some episodes")
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         assert "draining" in process.stderr.readline()
@@ -148,6 +155,8 @@ def test_a_second_signal_cancels_at_once(home: Path, arguments: list[str], tmp_p
     assert "cancelling" in stderr
     assert f"cancelled before the end: `rollout resume {run}` goes on" in stderr
     assert json.loads(stdout)["state"] == "unfinished"
+    (tmp_path / "go").touch()
+    assert finish(home, run)["outcomes"] == {"completed": EPISODES}
 
 
 def test_a_signal_before_the_run_has_begun_ends_it(home: Path, arguments: list[str], tmp_path: Path) -> None:
@@ -161,7 +170,7 @@ def test_a_signal_before_the_run_has_begun_ends_it(home: Path, arguments: list[s
 def test_a_kill_leaves_no_server_and_loses_nothing(home: Path, arguments: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     with started(home, arguments) as process:
-        wait_until(lambda: stored(run) >= 16, "some episodes")
+        wait_until(lambda: stored(run) >= HELD, "some episodes")
         servers = servers_of(process.pid)
         process.kill()
         process.communicate(timeout=30)
@@ -172,6 +181,7 @@ def test_a_kill_leaves_no_server_and_loses_nothing(home: Path, arguments: list[s
         stdout, stderr = process.communicate(timeout=30)
     assert json.loads(stdout)["state"] == "unfinished"
     assert "no process works on it" in stderr
+    (tmp_path / "go").touch()
     whole = finish(home, run)
     assert (whole["episodes"], whole["duplicates"]) == (EPISODES, 0)
     after = keys(run)
@@ -191,17 +201,18 @@ def test_a_directory_in_use_is_refused_and_its_owner_named(home: Path, arguments
         with started(home, ["status", str(run), "--json"]) as look:
             status = json.loads(look.communicate(timeout=30)[0])
         assert (status["state"], status["pid"], status["planned"]) == ("running", process.pid, EPISODES)
+        (tmp_path / "go").touch()
         stdout, _ = process.communicate(timeout=30)
     assert json.loads(stdout)["episodes"] == EPISODES
 
 
-def test_on_a_narrow_terminal_progress_is_live_and_fits(home: Path, arguments: list[str], tmp_path: Path) -> None:
+def test_on_a_narrow_terminal_progress_is_live_and_fits(home: Path, free: list[str], tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     environ = os.environ | {"ROLLOUT_HOME": str(home), "TERM": "xterm-256color"}
     environ.pop("COLUMNS", None)
     with (
-        started(home, arguments, stdin=theirs, stderr=theirs, env=environ) as process,
+        started(home, free, stdin=theirs, stderr=theirs, env=environ) as process,
         closing(os.fdopen(ours, "rb", 0)),
     ):
         os.close(theirs)
@@ -226,8 +237,8 @@ def read_terminal(file: int) -> str:
     return b"".join(parts).decode()
 
 
-def test_a_reader_who_goes_away_does_not_end_the_run(home: Path, arguments: list[str], tmp_path: Path) -> None:
-    with started(home, arguments) as process:
+def test_a_reader_who_goes_away_does_not_end_the_run(home: Path, free: list[str], tmp_path: Path) -> None:
+    with started(home, free) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -237,14 +248,12 @@ def test_a_reader_who_goes_away_does_not_end_the_run(home: Path, arguments: list
     assert finish(home, tmp_path / "run")["state"] == "finished"
 
 
-def test_a_store_that_cannot_grow_stops_the_run_and_loses_nothing(
-    home: Path, arguments: list[str], tmp_path: Path
-) -> None:
+def test_a_store_that_cannot_grow_stops_the_run_and_loses_nothing(home: Path, free: list[str], tmp_path: Path) -> None:
     def bound() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
     run = tmp_path / "run"
-    with started(home, arguments, preexec_fn=bound) as process:
+    with started(home, free, preexec_fn=bound) as process:
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 1, stderr
     assert not stdout
