@@ -86,8 +86,7 @@ class Journal:
         self._tracks: dict[EpisodeBuffer, _Track] = {}
         self._live: dict[EpisodeKey, _Track] = {}
         self._dirty: dict[_Track, None] = {}
-        self._inherited: list[int] = []
-        self._segment = 0
+        self._segment = 1
         self._pieces_in: Counter[int] = Counter()
         """Segment -> live attempts with pieces in it."""
         self._doomed: list[int] = []
@@ -119,8 +118,6 @@ class Journal:
 
     def start(self) -> None:
         """Begin to flush. What earlier lives of the run left stays until `adopt`."""
-        self._inherited = segments.numbers(self._folder)
-        self._segment = self._inherited[-1] + 1 if self._inherited else 1
         self._pending = False
         if self._dirty:
             self._arm()
@@ -134,9 +131,10 @@ class Journal:
         for key, (attempt, buffer) in episodes.items():
             self.touch(key, attempt, buffer)
         await self.flush()
-        self._doomed += self._inherited
-        self._inherited = []
-        await self.flush()
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.clear)
+        except OSError as error:
+            raise self._explain(error) from error
 
     def touch(self, key: EpisodeKey, attempt: int, buffer: EpisodeBuffer) -> None:
         """This attempt's buffer has grown: its new bytes go out with the next flush. Constant time."""
@@ -274,12 +272,15 @@ class Journal:
     def _report(self, error: BaseException) -> None:
         self._failures += 1
         first = self._error is None
-        self._error = StoreError(
+        self._error = self._explain(error)
+        if first:
+            self._on_error(self._error)
+
+    def _explain(self, error: BaseException) -> StoreError:
+        return StoreError(
             f"the step journal in {self._folder} cannot be written ({error}): free some space or check the disk, then"
             f" run `rollout resume {self._folder.parent}`"
         )
-        if first:
-            self._on_error(self._error)
 
     def _end(self) -> None:
         """In the thread: close, and delete what no live attempt needs."""

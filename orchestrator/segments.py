@@ -127,10 +127,15 @@ class _Recovered:
 
 
 class SegmentWriter:
-    """Appends to one segment at a time. What a failed append has left is overwritten by the next one."""
+    """Appends to one segment at a time. What a failed append has left is overwritten by the next one.
+
+    Its numbers count from 1 behind the segments that it finds, which are the inheritance of earlier writers.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._inherited: list[int] | None = None
+        self._behind = 0
         self._file = -1
         self._number = -1
         self._size = 0
@@ -150,9 +155,16 @@ class SegmentWriter:
         return self._size
 
     def delete(self, doomed: Sequence[int]) -> None:
-        """Remove segments that nobody needs; what is gone already is fine. Raises OSError."""
+        """Remove own segments that nobody needs; what is gone already is fine. Raises OSError."""
         for number in doomed:
-            (self._folder / name(number)).unlink(missing_ok=True)
+            (self._folder / name(self._place() + number)).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove what earlier writers left. Raises OSError."""
+        self._place()
+        while self._inherited:
+            (self._folder / name(self._inherited[0])).unlink(missing_ok=True)
+            self._inherited.pop(0)
 
     def close(self) -> None:
         """Close the open segment. Idempotent."""
@@ -162,8 +174,16 @@ class SegmentWriter:
 
     def _begin(self, number: int) -> None:
         self.close()
-        self._file = os.open(self._folder / name(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        path = self._folder / name(self._place() + number)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         self._number, self._size = number, 0
+
+    def _place(self) -> int:
+        """The number behind which the own ones count."""
+        if self._inherited is None:
+            self._inherited = numbers(self._folder)
+            self._behind = self._inherited[-1] if self._inherited else 0
+        return self._behind
 
     def _sync_folder(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

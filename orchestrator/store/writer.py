@@ -138,7 +138,6 @@ class Writer:
                 f"{self._committer.path} took no writes for {deadline_s:g} s, {self.backlog} trajectories are not"
                 f" stored: check the disk, then run `rollout resume {self._committer.path.parent}`"
             ) from None
-        self._thread.join()
         if self.backlog:
             raise StoreError(f"{self.backlog} trajectories are not stored: {self._error}")
 
@@ -159,10 +158,14 @@ class Writer:
     def _round(self) -> None:
         """Commit one batch, then run the jobs whose turn has come."""
         self._fill()
+        due = len(
+            self._jobs
+        )  # one that comes during this commit must not be told of its failure, but of the next one's
         if self._batch or self._batch_toolsets:
             self._commit()
-        while self._jobs and (self._error is not None or self._jobs[0].after <= self._rows_out):
+        while due and (self._error is not None or self._jobs[0].after <= self._rows_out):
             self._run(self._jobs.popleft())
+            due -= 1
 
     def _fill(self) -> None:
         """Complete the batch. Rows before tool sets: so none of these stays behind a row that needs it."""

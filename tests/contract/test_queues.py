@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import subprocess
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -45,10 +45,13 @@ class Jsonl:
         self.read = 0
 
     async def take(self, limit: int) -> list[tuple[str, int]]:
-        rows = [orjson.loads(line) for line in self.path.read_bytes().splitlines()] if self.path.exists() else []
+        rows = await asyncio.to_thread(self.rows)
         taken = rows[self.read : self.read + limit]
         self.read += len(taken)
         return [(row["task"], row["group"]) for row in taken]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.path.read_bytes().splitlines()] if self.path.exists() else []
 
     @asynccontextmanager
     async def subject(self) -> AsyncIterator[QueueUnderTest]:

@@ -206,7 +206,7 @@ class ClaimsMachine(RuleBasedStateMachine):
 
 TestClaimsMachine = ClaimsMachine.TestCase
 TestClaimsMachine.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=50, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
@@ -237,6 +237,38 @@ def test_late_ack_counts_while_nobody_else_has_the_group(tmp_path: Path) -> None
         with pytest.raises(ClaimLost, match="task_2/0"):
             slow.ack(second)
         fast.ack(again)
+    outbox.close()
+
+
+def test_clock_set_back_ends_leases_instead_of_stretching_them(tmp_path: Path) -> None:
+    now = [1_000_000.0]
+    outbox = Outbox(tmp_path)
+    outbox.release(1)
+    with (
+        Claims(outbox.path, "a", clock=lambda: now[0]) as dead,
+        Claims(outbox.path, "a", clock=lambda: now[0]) as other,
+    ):
+        assert len(dead.claim(1, 60)) == 1
+        now[0] -= CLOCK_SLACK_S
+        assert other.claim(1, 60) == [], "a small step back, as time servers make them, ends nothing"
+        now[0] -= 3600.0
+        assert [claim.group.redelivered for claim in other.claim(1, 60)] == [True]
+    outbox.close()
+
+
+def test_surrender_leaves_the_claims_of_others_alone(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.release(2)
+    with Claims(outbox.path, "a") as one, Claims(outbox.path, "a") as two, Claims(outbox.path, "b") as other:
+        one.claim(1, 60)
+        kept = two.claim(1, 60)
+        elsewhere = other.claim(2, 60)
+        one.surrender()
+        two.ack(*kept)
+        other.ack(*elsewhere)
+        assert [claim.group.seq for claim in two.claim(2, 60)] == [1]
+        one.reclaim()
+        assert [claim.group.seq for claim in one.claim(2, 60)] == [1]
     outbox.close()
 
 
