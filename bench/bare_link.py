@@ -71,6 +71,13 @@ class BareLink(LinkedSandbox):
         if not self._wanted.is_set():
             self._wanted.set()
 
+    def condemn(self, failure: Failure) -> None:
+        """See `Sandbox.condemn`."""
+        super().condemn(failure)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(RunFailed(f"{self.id} ended in the middle of the bare loop: {failure.message}"))
+
     async def run(self, socket: web.WebSocketResponse) -> Failure:
         """Carry calls and answers until the connection ends."""
         sender = asyncio.create_task(self._carry(socket), name=f"send-{self.id}")
@@ -80,9 +87,6 @@ class BareLink(LinkedSandbox):
                     self._settle(message.data)
         finally:
             sender.cancel()
-            for future in self._waiting.values():
-                if not future.done():
-                    future.set_exception(RunFailed(f"the server {self.id} ended in the middle of the bare loop"))
         return Failure(FailureKind.SANDBOX_LOST, "call", "the connection ended")
 
     async def _carry(self, socket: web.WebSocketResponse) -> None:

@@ -21,7 +21,7 @@ import orjson
 from backends.server.wire import Op
 from bench.bare_link import BareBackend, BareLink
 from bench.workers import serve
-from orchestrator.errors import RunFailed
+from orchestrator.errors import RunFailed, first_error
 from orchestrator.planning import Plan
 from orchestrator.seeds import environment_seed
 from orchestrator.types import EpisodeKey, RunId
@@ -67,9 +67,12 @@ async def measure(*, split: str, concurrency: int, episodes: int, sandboxes: int
         gc.set_threshold(100_000, 50, 100)
         cpu, wall, theirs = time.process_time(), time.monotonic(), backend.cpu_seconds()
         queue = iter(scripts)
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(min(concurrency, episodes)):
-                tasks.create_task(_play(links[number % sandboxes], queue, tally), name=f"bare-{number}")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(min(concurrency, episodes)):
+                    tasks.create_task(_play(links[number % sandboxes], queue, tally), name=f"bare-{number}")
+        except* RunFailed as errors:
+            raise first_error(errors) from None
         cpu, wall = time.process_time() - cpu, time.monotonic() - wall
         theirs = backend.cpu_seconds() - theirs
     if tally.solved != episodes:

@@ -37,10 +37,9 @@ LEVELS: Final = (128, 1000, 10_000)
 SANDBOXES: Final = 2
 EPISODES_A_PLACE: Final = 10
 AT_LEAST: Final = 5000
-"""Fewer episodes than this are over before the figure settles."""
+"""Fewer episodes than this are over before the figure settles; who asks for fewer gets one round of each level."""
 REFERENCE: Final = 1000
 """The level that is compared with others, and that the journal is measured at."""
-SCHEDULE: Final = ((SPLIT, 128), (SPLIT, 1000), (SPLIT, 10_000), (LONG, 1000))
 ROUNDS: Final = {(SPLIT, 128): 3, (SPLIT, 1000): 4, (SPLIT, 10_000): 1, (LONG, 1000): 1}
 _HELD: Final = 0.9
 
@@ -48,15 +47,15 @@ _HELD: Final = 0.9
 async def overhead(sizes: Sizes, work: Path, say: Say) -> Report:
     """Measure all levels. Raises RunFailed where a measurement is none."""
     rounds: list[Row] = []
-    for number, split, concurrency in _turns():
+    for number, split, concurrency in _turns(once=sizes.episodes is not None and sizes.episodes < AT_LEAST):
         pair = _Pair(sizes, work, split, concurrency, number)
         rounds += await pair.measure(say)
     return Report(_result(rounds), rounds, {"split": SPLIT, "sandboxes": SANDBOXES})
 
 
-def _turns() -> list[tuple[int, str, int]]:
+def _turns(*, once: bool) -> list[tuple[int, str, int]]:
     """Round by round; the levels that are measured once lie between the rounds of the others."""
-    turns = [(number, *level) for level in SCHEDULE for number in range(ROUNDS[level])]
+    turns = [(number, *level) for level in ROUNDS for number in range(1 if once else ROUNDS[level])]
     middle = max(ROUNDS.values()) // 2
     return sorted(turns, key=lambda turn: turn[0] if ROUNDS[turn[1:]] > 1 else middle)
 
