@@ -140,8 +140,9 @@ class Episode:
         try:
             session = await self._open(lease.sandbox)
             await self._rebuild(session)
-            stop = self._stop = await self._play(session)
-            return await self._grade(session, stop)
+            if self._stop is None:
+                self._stop = await (self._turns(session) if self._deadline is None else self._turns_in_time(session))
+            return await self._grade(session, self._stop)
         finally:
             if session is not None:
                 session.close()
@@ -176,15 +177,14 @@ class Episode:
         self._compare(observations[1:], await session.replay(actions[:answered]))
         if len(actions) > answered:
             self._accused = "step"
-            await self._step(session, actions[-1])
+            try:
+                buffer.observe(await session.step(actions[-1]))
+            except SandboxRefused as refused:
+                self._stop = _cut_short(refused)
             self._accused = ""
 
-    async def _play(self, session: Session) -> StopReason:
-        """Act and step until something ends the episode."""
-        if self._stop is not None:
-            return self._stop
-        if self._deadline is None:
-            return await self._turns(session)
+    async def _turns_in_time(self, session: Session) -> StopReason:
+        """The same under the episode's time budget."""
         try:
             async with asyncio.timeout_at(self._deadline):
                 return await self._turns(session)
@@ -192,10 +192,10 @@ class Episode:
             return StopReason.TIME_BUDGET
 
     async def _turns(self, session: Session) -> StopReason:
-        """The hot loop: no task, no timer, no parsing here."""
+        """Act and step until something ends the episode. The hot loop: no task, no timer, no parsing here."""
         buffer, view, touch = self.buffer, self._view, self._services.touch
         key, attempt, max_turns = self.key, self.attempt, self._settings.max_turns
-        while self._stop is None:
+        while True:
             last = buffer.last
             if last is not None and last.done:
                 return StopReason.DONE
@@ -217,17 +217,10 @@ class Episode:
                 raise PolicyError(Failure(FailureKind.POLICY, "act", f"act returned {decision!r:.100}, not a Decision"))
             buffer.decide(decision)
             touch(key, attempt, buffer)  # decisions must not be lost; an observation after them is replayed if it is
-            await self._step(session, decision.action)
-        return self._stop
-
-    async def _step(self, session: Session, action: bytes) -> None:
-        """Run the newest action and record its answer; an answer over the size cap ends the playing."""
-        try:
-            self.buffer.observe(await session.step(action))
-        except SandboxRefused as refused:
-            if refused.code != _TOO_LARGE:
-                raise
-            self._stop = StopReason.REPLY_TOO_LARGE
+            try:
+                buffer.observe(await session.step(decision.action))
+            except SandboxRefused as refused:
+                return _cut_short(refused)
 
     async def _grade(self, session: Session, stop: StopReason) -> Trajectory:
         evaluation = await session.evaluate()
@@ -343,6 +336,13 @@ class Episode:
             started=self._started,
             finished=time.time(),
         )
+
+
+def _cut_short(refused: SandboxRefused) -> StopReason:
+    """An answer over the size cap ends the playing; any other refusal is raised."""
+    if refused.code != _TOO_LARGE:
+        raise refused
+    return StopReason.REPLY_TOO_LARGE
 
 
 def _being_cancelled() -> bool:
