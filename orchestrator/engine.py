@@ -99,6 +99,7 @@ class Engine:
         """Histories of episodes that are not running: resumed from the journal, or between two tries."""
         self._consumer = consumer
         """Whose lag pauses the run."""
+        self._unacked = 0
         self._events: deque[Event] = deque()
         self._feeding = False
         self._episodes: dict[EpisodeKey, asyncio.Task[None]] = {}
@@ -170,6 +171,7 @@ class Engine:
         self.feed(Stored(keys))
         if seqs:
             self.releases.changed()
+            self._set_lag(self._unacked + len(seqs))
 
     def feed(self, event: Event) -> None:
         """Hand an event to the scheduler and carry its commands out, now."""
@@ -267,11 +269,12 @@ class Engine:
             self._pool.sweep(self._loop.time())
 
     async def _watch_lag(self, consumer: str) -> None:
-        """Tell the scheduler how far the named consumer is behind."""
-        before = -1
+        """Tell the scheduler how far the named consumer is behind: what it acks is read, what we release is counted."""
         while True:
-            unacked = await self._store.unacked(consumer)
-            if unacked != before:
-                self.feed(Lag(unacked))
-                before = unacked
+            self._set_lag(await self._store.unacked(consumer))
             await asyncio.sleep(LAG_S)
+
+    def _set_lag(self, unacked: int) -> None:
+        if self._consumer is not None and unacked != self._unacked:
+            self._unacked = unacked
+            self.feed(Lag(unacked))
