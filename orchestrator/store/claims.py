@@ -5,19 +5,20 @@ end of its lease; after the latter two it is given again, with `redelivered`. A 
 it: it stays good until the group is given to another claim, even if the lease has ended meanwhile, and is worth
 nothing from then on. So every group is acked by exactly one claim of each consumer.
 
-Leases are wall-clock times, valid from `granted` to `lease_until`: a clock that is set back or a reboot ends a lease
-early, which costs a redelivery and never an ack. All methods block on the disk: in an event loop use
-`backends.trainers.durable.DurableQueue`, or a thread. One thread at a time.
+Leases are wall-clock times, valid from `granted` to `lease_until`: a clock that is set back ends a lease early, which
+costs a redelivery and never an ack. Claims and acks are durable when they return. All methods block on the disk: in
+an event loop use `backends.trainers.durable.DurableQueue`, or a thread. One thread at a time.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from orchestrator.errors import ClaimLost, UsageError
+from orchestrator.errors import ClaimLost, StoreError, UsageError
 from orchestrator.store.reader import read_group, unacked
 from orchestrator.store.schema import explained, immediate, open_consumer
 
@@ -69,6 +70,8 @@ class Claims:
         self._clock = clock
         self._granted = 0
         self._connection = open_consumer(path)
+        # The log stays the same file for as long as a connection is open.
+        self._log = os.open(self._connection.filename_wal, os.O_RDONLY | os.O_CLOEXEC)
 
     def __enter__(self) -> Claims:
         return self
@@ -78,6 +81,9 @@ class Claims:
 
     def close(self) -> None:
         """Close the connection; claims stay until their leases end. Idempotent."""
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
         self._connection.close()
 
     def claim(self, limit: int, lease_s: float) -> list[Claim]:
@@ -90,6 +96,7 @@ class Claims:
                 return []
             with immediate(self._connection):
                 granted = [self._grant(seq, lease_s) for seq in self._claimable(limit)]
+            self._sync()
             return [
                 Claim(read_group(self._connection, seq, redelivered=claims > 1), token)
                 for seq, token, claims in granted
@@ -101,6 +108,7 @@ class Claims:
             for claim in claims:
                 if not self._change("state = 'acked'", (), claim) and not self._acked(claim):
                     raise _lost(claim)
+        self._sync()
 
     def nack(self, *claims: Claim) -> None:
         """Give groups back, all or none; they are given again at once. Raises ClaimLost, also after an ack."""
@@ -130,6 +138,15 @@ class Claims:
             # In this order: a run that is finished releases nothing more.
             finished = self._connection.execute("SELECT state FROM run").get == "finished"
             return finished and unacked(self._connection, self.consumer) == 0
+
+    def _sync(self) -> None:
+        """Make what was committed durable, without the write lock."""
+        try:
+            os.fdatasync(self._log)
+        except OSError as error:
+            raise StoreError(
+                f"the disk that holds {self.path} reports an error ({error.strerror}): check it"
+            ) from error
 
     def _give_back(self, condition: str, *values: str) -> None:
         sql = "UPDATE deliveries SET token = '', lease_until = 0 WHERE consumer = ? AND state = 'claimed'"

@@ -116,10 +116,12 @@ def open_writer(path: Path) -> apsw.Connection:
 
 
 def open_consumer(path: Path) -> apsw.Connection:
-    """A connection that claims and acknowledges. Raises as `open_writer`."""
+    """A connection that claims and acknowledges, and leaves it to its user to sync the log. Raises as `open_writer`."""
     with explained(path):
         connection = _open(path, apsw.SQLITE_OPEN_READWRITE)
-        connection.pragma("synchronous", "FULL")
+        # A commit that syncs holds the write lock meanwhile, a few ms on a busy disk: a worker that acks group after
+        # group would keep the orchestrator out. Workers sync after the commit instead, without the lock.
+        connection.pragma("synchronous", "NORMAL")
         # Moving the log into the file is the orchestrator's work as long as it lives: an ack must stay short.
         connection.wal_autocheckpoint(4 * CHECKPOINT_PAGES)
         return connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,6 +270,26 @@ def test_surrender_leaves_the_claims_of_others_alone(tmp_path: Path) -> None:
         assert [claim.group.seq for claim in two.claim(2, 60)] == [1]
         one.reclaim()
         assert [claim.group.seq for claim in one.claim(2, 60)] == [1]
+    outbox.close()
+
+
+def test_claim_and_ack_are_synced_without_the_write_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.release(2)
+    synced: list[str] = []
+
+    def sync(file: int) -> None:
+        outbox._connection.set_busy_timeout(0)
+        outbox._connection.execute("BEGIN IMMEDIATE; ROLLBACK")
+        synced.append(os.readlink(f"/proc/self/fd/{file}"))
+
+    with Claims(outbox.path, "a") as claims:
+        monkeypatch.setattr(os, "fdatasync", sync)
+        taken = claims.claim(2, 60)
+        assert len(synced) == 1
+        claims.ack(*taken)
+        assert synced == [f"{outbox.path}-wal"] * 2
+        assert claims._connection.pragma("synchronous") == 1, "a commit itself must not wait for the disk"
     outbox.close()
 
 
