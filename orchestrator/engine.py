@@ -99,7 +99,6 @@ class Engine:
         """Histories of episodes that are not running: resumed from the journal, or between two tries."""
         self._consumer = consumer
         """Whose lag pauses the run."""
-        self._unacked = 0
         self._events: deque[Event] = deque()
         self._feeding = False
         self._episodes: dict[EpisodeKey, asyncio.Task[None]] = {}
@@ -168,10 +167,9 @@ class Engine:
         if self._journal is not None:
             for key in keys:
                 self._journal.forget(key)
-        self.feed(Stored(keys))
+        self.feed(Stored(keys, len(seqs)))
         if seqs:
             self.releases.changed()
-            self._set_lag(self._unacked + len(seqs))
 
     def feed(self, event: Event) -> None:
         """Hand an event to the scheduler and carry its commands out, now."""
@@ -269,12 +267,7 @@ class Engine:
             self._pool.sweep(self._loop.time())
 
     async def _watch_lag(self, consumer: str) -> None:
-        """Tell the scheduler how far the named consumer is behind: what it acks is read, what we release is counted."""
+        """Tell the scheduler how far the named consumer is behind."""
         while True:
-            self._set_lag(await self._store.unacked(consumer))
+            self.feed(Lag(await self._store.unacked(consumer)))
             await asyncio.sleep(LAG_S)
-
-    def _set_lag(self, unacked: int) -> None:
-        if self._consumer is not None and unacked != self._unacked:
-            self._unacked = unacked
-            self.feed(Lag(unacked))

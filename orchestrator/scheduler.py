@@ -49,14 +49,15 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """These trajectories are durable."""
+    """These trajectories are durable, and with them this many groups are released."""
 
     keys: Sequence[EpisodeKey]
+    releases: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """The named consumer has this many released, un-acked groups."""
+    """The named consumer has this many released, un-acked groups, as the store says."""
 
     unacked: int
 
@@ -155,7 +156,12 @@ class Scheduler:
     unstored: set[EpisodeKey] = field(init=False, default_factory=set)
     draining: bool = field(init=False, default=False)
     finished: bool = field(init=False, default=False)
-    lagging: bool = field(init=False, default=False)
+    _unacked: int = field(init=False, default=0)
+    """The consumer's lag at the last look at the store."""
+    _released_since: int = field(init=False, default=0)
+    """Groups released since that look."""
+    _releasing: int = field(init=False, default=0)
+    """Groups whose last trajectory is on its way to the store."""
     _ready: deque[tuple[EpisodeKey, _Place, bool]] = field(init=False, default_factory=deque)
     _paused: list[tuple[float, int, EpisodeKey, _Place, bool]] = field(init=False, default_factory=list)
     _paused_count: int = field(init=False, default=0)
@@ -183,11 +189,13 @@ class Scheduler:
                 self._end(trajectory, commands)
             case Failed(key, failure):
                 self._fail(key, failure, now, commands)
-            case Stored(keys):
+            case Stored(keys, releases):
                 self.unstored.difference_update(keys)
                 self._stored_count += len(keys)
+                self._releasing -= releases
+                self._released_since += releases
             case Lag(unacked):
-                self.lagging = self.max_unacked is not None and unacked >= self.max_unacked
+                self._unacked, self._released_since = unacked, 0
             case Drain():
                 self.draining = True
             case Tick():
@@ -206,7 +214,10 @@ class Scheduler:
         if trajectory.outcome is Outcome.POISONED and trajectory.failure is not None:
             self._poisoned.setdefault(key.task, trajectory.failure)
         rewarded = trajectory.outcome in REWARDED and trajectory.reward is not None
-        commands.append(Record(trajectory, self._tracker.ended(key, rewarded=rewarded)))
+        release = self._tracker.ended(key, rewarded=rewarded)
+        commands.append(Record(trajectory, release))
+        if release is not None:
+            self._releasing += 1
 
     def _fail(self, key: EpisodeKey, failure: Failure, now: float, commands: list[Command]) -> None:
         place = self.running[key]
@@ -240,12 +251,18 @@ class Scheduler:
             else:
                 commands.append(Launch(key, place.attempt, fresh))
 
+    @property
+    def lagging(self) -> bool:
+        """Whether the consumer is too far behind, counting what is on its way to it."""
+        behind = self._unacked + self._released_since + self._releasing
+        return self.max_unacked is not None and behind >= self.max_unacked
+
     def _may_start(self) -> bool:
         return (
             len(self.running) < self.limit
             and not self.draining
-            and not self.lagging
             and len(self.unstored) < self.limit + SLACK
+            and not self.lagging
         )
 
     def _finish(self, commands: list[Command]) -> None:

@@ -80,7 +80,9 @@ class Model:
     released: Counter[tuple[str, int]] = field(default_factory=Counter)
     poisoned: set[str] = field(default_factory=set)
     draining: bool = False
-    lagging: bool = False
+    unacked: int = 0
+    released_since: int = 0
+    last_of_group: set[EpisodeKey] = field(default_factory=set)
     finished: bool = False
 
     def __post_init__(self) -> None:
@@ -90,6 +92,23 @@ class Model:
         """Keys that could start now."""
         taken = self.stored | self.recorded.keys() | self.running.keys()
         return [key for key in self.keys if key not in taken and self.paused.get(key, self.now) <= self.now]
+
+    @property
+    def lagging(self) -> bool:
+        on_their_way = sum(key in self.last_of_group for key in self.unstored)
+        behind = self.unacked + self.released_since + on_their_way
+        return self.max_unacked is not None and behind >= self.max_unacked
+
+    def store(self, count: int) -> Stored:
+        keys, self.unstored = self.unstored[:count], self.unstored[count:]
+        self.stored |= set(keys)
+        releases = sum(key in self.last_of_group for key in keys)
+        self.released_since += releases
+        return Stored(keys, releases)
+
+    def look(self, unacked: int) -> Lag:
+        self.unacked, self.released_since = unacked, 0
+        return Lag(unacked)
 
     def admits(self) -> bool:
         return not self.draining and not self.lagging and len(self.unstored) < self.limit + SLACK
@@ -191,6 +210,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         ]
         assert release == GroupRelease(key.task, key.group, model.plan.size, partial=not all(good))
         model.released[key.task, key.group] += 1
+        model.last_of_group.add(key)
         assert model.released[key.task, key.group] == 1, "a group is released once"
 
     @precondition(lambda self: self.model.running)
@@ -225,16 +245,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def store(self, data: st.DataObject) -> None:
         model = self.model
-        count = data.draw(st.integers(1, len(model.unstored)))
-        keys, model.unstored = model.unstored[:count], model.unstored[count:]
-        model.stored |= set(keys)
-        self.feed(Stored(keys))
+        self.feed(model.store(data.draw(st.integers(1, len(model.unstored)))))
 
     @rule(unacked=st.integers(0, 4))
     def lag(self, unacked: int) -> None:
-        model = self.model
-        model.lagging = model.max_unacked is not None and unacked >= model.max_unacked
-        self.feed(Lag(unacked))
+        self.feed(self.model.look(unacked))
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 4.0]))
     def wait(self, seconds: float) -> None:
@@ -268,15 +283,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "model"):
             return
         model = self.model
-        model.lagging = False
-        self.feed(Lag(0))
         for _ in range(10 * len(model.keys)):
             for key in sorted(model.running):
                 self.feed(Ended(trajectory(key, model.running[key])))
             if model.unstored:
-                keys, model.unstored = model.unstored, []
-                model.stored |= set(keys)
-                self.feed(Stored(keys))
+                self.feed(model.store(len(model.unstored)))
+            self.feed(model.look(0))
             if model.finished:
                 break
             model.now += RETRY.max_delay_s
