@@ -8,6 +8,7 @@ whole; a line is one `write` to a file opened for appending: it outlives its cli
 
 from __future__ import annotations
 
+import math
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,13 +29,15 @@ class Answer(NamedTuple):
 
 
 class LoggedCall(NamedTuple):
-    """An answered call. `t` is the wall clock in seconds when the answer had been sent."""
+    """An answered call. `t` is the wall clock in seconds when the answer had been sent, `asked` when the call came."""
 
     t: float
     digest: str
     n: int
     """Assistant messages that the request already held."""
     seed: int | None
+    asked: float = math.inf
+    """Infinite where it is not known; then only a kill behind the answer counts."""
 
 
 def digest(messages: Iterable[Message]) -> str:
@@ -92,7 +95,7 @@ def repeated(calls: Iterable[LoggedCall], kills: Sequence[float], grace_s: float
     """Calls whose answer had already been given: same conversation, same seed.
 
     An answer that left less than `grace_s` seconds before one of `kills` (wall clock) may have been lost with its
-    client; asking for it again is excused.
+    client, and one that was asked for before a kill and left behind it reached nobody: asking again is excused.
     """
     answered: set[tuple[str, int | None]] = set()
     again: list[LoggedCall] = []
@@ -100,6 +103,6 @@ def repeated(calls: Iterable[LoggedCall], kills: Sequence[float], grace_s: float
         key = (call.digest, call.seed)
         if key in answered:
             again.append(call)
-        if not any(call.t <= kill <= call.t + grace_s for kill in kills):
+        if not any(min(call.asked, call.t) <= kill <= call.t + grace_s for kill in kills):
             answered.add(key)
     return again

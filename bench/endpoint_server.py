@@ -174,6 +174,7 @@ class Endpoint:
         return web.json_response({"error": {"message": "slow down"}}, status=429, headers=headers)
 
     async def _answer(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
+        arrived = time.time()
         messages = asked["messages"]
         key = digest(messages)
         found = _TEXT if self._answers is None else self._answers.get(key)
@@ -190,7 +191,7 @@ class Endpoint:
         self._counts["answered"] += 1
         if self._log >= 0:
             turns = sum(message["role"] == "assistant" for message in messages)
-            line = {"t": time.time(), "digest": key, "n": turns, "seed": asked.get("seed")}
+            line = {"t": time.time(), "digest": key, "n": turns, "seed": asked.get("seed"), "asked": arrived}
             os.write(self._log, orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         return response
 

@@ -67,6 +67,9 @@ class TestAnswers:
         assert repeated([first, again], [10.1]) == []
         assert repeated([first, again], [10.3]) == [again]
         assert repeated([first, again, again], [10.1]) == [again]
+        in_flight = first._replace(asked=9.5)
+        assert repeated([in_flight, again], [9.6]) == []
+        assert repeated([in_flight, again], [9.4]) == [again]
 
 
 async def test_recorded_answers_over_http(tmp_path: Path) -> None:
