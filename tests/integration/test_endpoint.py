@@ -150,8 +150,8 @@ async def test_a_process_with_a_log(tmp_path: Path) -> None:
         await post(session, endpoint.url, ASK, seed=3)
         await post(session, endpoint.url, ASK, DONE, ASK)
     calls = await asyncio.to_thread(read_log, log)
-    assert [call[1:] for call in calls] == [(digest([ASK]), 0, 3), (digest([ASK, DONE, ASK]), 1, None)]
-    assert began <= calls[0].t <= calls[1].t <= time.time()
+    assert [call[1:4] for call in calls] == [(digest([ASK]), 0, 3), (digest([ASK, DONE, ASK]), 1, None)]
+    assert began <= calls[0].asked <= calls[0].t <= calls[1].asked <= calls[1].t <= time.time()
     assert not _alive(endpoint.pid)
 
 
