@@ -238,7 +238,7 @@ class Episode:
                     return await self._try(sandbox, lost.stage)
             except SandboxLost as again:
                 self._count(again)
-                deaths += bool(self._accused)
+                deaths += again.suspect and bool(self._accused)
         if lost.stage == "open":
             failure = Failure(lost.kind, "open", f"opening the task killed its sandbox again: {lost.message}")
             return self._without_reward(Outcome.POISONED, StopReason.FAILURE, failure)
