@@ -10,12 +10,13 @@ from orchestrator.testing.faults import FAULT_CHECKS
 from orchestrator.testing.harness import run_check
 from orchestrator.testing.memory import MemoryBackend
 from orchestrator.testing.queue import QueueUnderTest, check_queue
-from orchestrator.testing.script import Die, Hang, MemoryCall, Refuse, Say, Slow
+from orchestrator.testing.script import Die, Gone, Hang, MemoryCall, Refuse, Say, Slow
 
 __all__ = [
     "BACKEND_CHECKS",
     "FAULT_CHECKS",
     "Die",
+    "Gone",
     "Hang",
     "MemoryBackend",
     "MemoryCall",

@@ -18,7 +18,7 @@ import orjson
 
 from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, UnknownName
 from orchestrator.protocols import SandboxStatistics
-from orchestrator.testing.script import Die, Fault, Hang, MemoryCall, Refuse, Say, Script, Slow
+from orchestrator.testing.script import Die, Fault, Gone, Hang, MemoryCall, Refuse, Say, Script, Slow
 from orchestrator.types import (
     EnvironmentInfo,
     Evaluation,
@@ -168,13 +168,15 @@ class MemorySandbox:
 
     async def call(self, op: str, task: str = "", turn: int = 0, action: bytes = b"") -> Say | None:
         """Wait as the script says. Raises SandboxLost, SandboxRefused."""
+        fault = None if self.lost.done() else self._backend.ask(MemoryCall(self.number, op, task, turn, action))
+        if isinstance(fault, Gone):
+            self.condemn(Failure(FailureKind.SANDBOX_LOST, "call", "it was gone as scripted"))
         if self.lost.done():
             raise SandboxLost(self.lost.result(), suspect=False)
         self._calls += 1
         number = self._calls
         self._waiting[number] = asyncio.get_running_loop().time()
         try:
-            fault = self._backend.ask(MemoryCall(self.number, op, task, turn, action))
             if isinstance(fault, Die):
                 self.condemn(Failure(fault.kind, "call", fault.message))
             await self._answered(op, fault)

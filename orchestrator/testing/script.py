@@ -31,6 +31,11 @@ class Die:
 
 
 @dataclass(frozen=True, slots=True)
+class Gone:
+    """The sandbox is lost before this call has reached it: a session's call, whose caller is no suspect."""
+
+
+@dataclass(frozen=True, slots=True)
 class Hang:
     """Never answered: until somebody condemns the sandbox, or for ever."""
 
@@ -58,5 +63,5 @@ class Say:
     grade: float = 0.0
 
 
-Fault: TypeAlias = Die | Hang | Slow | Refuse | Say
+Fault: TypeAlias = Die | Gone | Hang | Slow | Refuse | Say
 Script: TypeAlias = Callable[[MemoryCall], Fault | None]
