@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench import processes
@@ -20,7 +21,6 @@ from orchestrator.errors import RunFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
 
 LIFE_S: Final = 180.0
 """A life that goes on for longer counts as hung."""
@@ -43,7 +43,7 @@ class Ward:
     @asynccontextmanager
     async def life(self, arguments: Sequence[str], output: Path | None = None) -> AsyncIterator[Life]:
         """Start `rollout ARGUMENTS`; what it prints goes to `output`. Whatever is left of it afterwards is ended."""
-        with self.log.open("ab") as errors, (output or self.log).open("ab") as printed:
+        with self.log.open("ab") as errors, (output or Path(os.devnull)).open("ab") as printed:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *_COMMAND,

@@ -44,7 +44,7 @@ EPISODES: Final = 3000
 """Of a replay run; a chat run has a twentieth."""
 CHAT_SHARE: Final = 20
 CHAT_AT_LEAST: Final = 8
-KILLS_A_RUN: Final = 8
+KILLS_A_RUN: Final = 4
 
 
 async def recovery(sizes: Sizes, work: Path, say: Say) -> Report:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 MARGIN: Final = 1.25
 """Kills are drawn from this many times the expected rest of a life: so some lives are left to their end."""
+LEAST_REST: Final = 0.3
+"""Of a run: the last episodes take longer than their number says."""
 CONSUMED_S: Final = 60.0
 """What the consumer gets to catch up with a finished run."""
 CONSUMER: Final = "bench"
@@ -59,7 +61,7 @@ class Trial:
     model_calls_repeated: int = 0
     """Answered more than 0.2 s before a kill and asked again."""
     repeated_after_s: list[float] = field(default_factory=list)
-    """For each call made again: how long before the kill its answer had left."""
+    """For each call made again: how long before the kill its answer had left; negative where it left behind it."""
 
     @property
     def clean(self) -> bool:
@@ -119,15 +121,20 @@ def _count_calls(trial: Trial, calls: Sequence[LoggedCall]) -> None:
     kills = [kill["at"] for kill in trial.kills]
     trial.model_calls = len(calls)
     trial.model_calls_repeated = len(repeated(calls, kills))
-    answered = {(call.digest, call.seed): call.t for call in reversed(calls)}
-    first = [answered[call.digest, call.seed] for call in repeated(calls, [])]
-    trial.repeated_after_s = sorted(min((kill - t for kill in kills if kill >= t), default=math.inf) for t in first)
+    answered = {(call.digest, call.seed): call for call in reversed(calls)}
+    trial.repeated_after_s = sorted(
+        _until_kill(answered[call.digest, call.seed], kills) for call in repeated(calls, [])
+    )
+
+
+def _until_kill(call: LoggedCall, kills: Sequence[float]) -> float:
+    return min((kill - call.t for kill in kills if kill >= min(call.asked, call.t)), default=math.inf)
 
 
 async def _one_life(trial: Trial, workload: Workload, out: Path, ward: Ward, rng: Random, most: int) -> bool:
     """Begin or resume, and kill; whether the run has come to its end instead."""
     stored = await asyncio.to_thread(_stored, out)
-    rest = 1 - stored / len(workload.expected)
+    rest = max(LEAST_REST, 1 - stored / len(workload.expected))
     after = rng.uniform(0, MARGIN * (workload.starting_s + workload.running_s * rest))
     begun = holds_run(RunDirectory(out).store)
     arguments = ["resume", str(out)] if begun else _collect(workload, out)

@@ -125,7 +125,7 @@ class TestWhenTheThingMeasuredIsBroken:
 
         monkeypatch.setattr(overhead, "worker", worker)
         with pytest.raises(RunFailed, match="different work"):
-            asyncio.run(overhead.overhead(Sizes(episodes=3), tmp_path, str))
+            asyncio.run(overhead.overhead(Sizes(episodes=3), tmp_path, lambda line: None))
 
     def test_the_memory_of_no_episode(self, tmp_path: Path) -> None:
         with pytest.raises(RunFailed, match="hold at least one"):
@@ -252,6 +252,13 @@ class TestModelCalls:
         assert trial.model_calls_repeated == 1, "the other one was answered less than 0.2 s before the kill"
         assert trial.repeated_after_s == pytest.approx([0.1, 3.0])
         assert not trial.clean
+
+    def test_an_answer_to_a_process_that_was_killed_meanwhile(self) -> None:
+        call = LoggedCall(13.02, "a", 0, 1, asked=12.9)
+        trial = Trial("chat", kills=[{"at": 13.0}, {"at": 14.0}])
+        _count_calls(trial, [call, call._replace(t=15.0, asked=14.9)])
+        assert trial.model_calls_repeated == 0
+        assert trial.repeated_after_s == pytest.approx([-0.02])
 
     def test_nothing_excuses_a_repeat_where_only_sandboxes_die(self) -> None:
         call = LoggedCall(10.0, "a", 0, 1)
