@@ -206,17 +206,19 @@ def test_a_directory_in_use_is_refused_and_its_owner_named(home: Path, arguments
     assert json.loads(stdout)["episodes"] == EPISODES
 
 
-def test_on_a_narrow_terminal_progress_is_live_and_fits(home: Path, free: list[str], tmp_path: Path) -> None:
+def test_on_a_narrow_terminal_progress_is_live_and_fits(home: Path, arguments: list[str], tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     environ = os.environ | {"ROLLOUT_HOME": str(home), "TERM": "xterm-256color"}
     environ.pop("COLUMNS", None)
     with (
-        started(home, free, stdin=theirs, stderr=theirs, env=environ) as process,
+        started(home, arguments, stdin=theirs, stderr=theirs, env=environ) as process,
         closing(os.fdopen(ours, "rb", 0)),
     ):
         os.close(theirs)
-        screen = read_terminal(ours)
+        screen = read_terminal(ours, until=f"of {EPISODES} episodes")
+        (tmp_path / "go").touch()
+        screen += read_terminal(ours)
         stdout, _ = process.communicate(timeout=30)
     assert process.returncode == 0
     assert json.loads(stdout)["episodes"] == EPISODES
@@ -226,15 +228,15 @@ def test_on_a_narrow_terminal_progress_is_live_and_fits(home: Path, free: list[s
     assert "Traceback" not in screen
 
 
-def read_terminal(file: int) -> str:
-    """All that is written to the other end until it is closed."""
-    parts = []
+def read_terminal(file: int, until: str = "\0") -> str:
+    """All that is written to the other end until a text has come or it is closed."""
+    seen = b""
     try:
-        while part := os.read(file, 65536):
-            parts.append(part)
+        while until.encode() not in seen and (part := os.read(file, 65536)):
+            seen += part
     except OSError:  # Linux reports a closed other end so
         pass
-    return b"".join(parts).decode()
+    return seen.decode()
 
 
 def test_a_reader_who_goes_away_does_not_end_the_run(home: Path, free: list[str], tmp_path: Path) -> None:
