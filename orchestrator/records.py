@@ -238,11 +238,11 @@ class ConversationView:
     def _catch_up(self) -> None:
         data = self._buffer.data
         for record in records(data, self._read):
-            self._read = record.end
             if record.kind == ACTION:
                 self._append(bytes(data[record.start : record.end]))
             elif record.kind == OBSERVATION:
                 self._observe(bytes(data[record.start + 9 : record.end]))
+            self._read = record.end
 
     def _observe(self, raw: bytes) -> None:
         """Parse an observation. What is wrong with it is the environment's fault, not the policy's."""
