@@ -34,9 +34,10 @@ MAY_BLOCK = {
     "orchestrator/journal.py": {"start"},
     "orchestrator/rundir.py": {"claim", "live_owner", "_owner"},
     "orchestrator/store/schema.py": {"create", "open_writer", "open_reader", "open_consumer", "holds_run"},
-    "backends/environments/catalog.py": {"stage", "_sources", "installed"},
-    "backends/sandboxes/local.py": {"__aenter__", "_spawn", "destroy", "_process_cpu"},
+    "backends/environments/catalog.py": {"find", "stage", "_sources", "installed"},
+    "backends/sandboxes/local.py": {"__aenter__", "_spawn", "destroy", "_process_cpu", "_labelled"},
     "backends/sandboxes/listener.py": {"__aenter__", "__aexit__"},
+    "backends/sandboxes/private.py": {"private_directory"},
     # Log records and tracebacks are written where they arise.
     "logging/__init__.py": {"emit"},
     # The name of a socket that is about to be opened.

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from uuid import uuid4
 
 import orjson
 
-from orchestrator.errors import ConformanceError, SandboxError, SandboxLost, SandboxRefused
+from orchestrator.errors import ConformanceError, RolloutError, SandboxError, SandboxLost, SandboxRefused
 from orchestrator.testing.leaks import look, settled
 from orchestrator.types import EpisodeSpec, Failure, RunId
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RUN: Final = RunId("kit")
+RUN: Final = RunId(f"kit-{uuid4().hex[:8]}")
+"""A label of this process's own: backends end what carries a run's label and is nobody's."""
 LIMIT_S: Final = 60.0
 """How long a single check may take."""
 NOTICE_S: Final = 5.0
@@ -45,6 +47,10 @@ async def run_check(check: Check, make_backend: MakeBackend) -> None:
             await check(make_backend)
     except TimeoutError as error:
         raise ConformanceError(f"a check did not end within {LIMIT_S:g} s") from error
+    except ConformanceError:
+        raise
+    except (RolloutError, ExceptionGroup) as error:
+        raise ConformanceError(f"a call failed that must not fail: {error!r}") from error
     await settled(before)
 
 
