@@ -194,7 +194,7 @@ class LocalBackend:
         config = {
             "socket": str(self._listener.socket),
             "token": token,
-            "digest": self.spec.digest,
+            "digest": self._staged.name,
             "max_body": self._max_body,
             "memory_mb": self._memory_mb,
         }
@@ -218,6 +218,10 @@ class LocalBackend:
             message = f"{_describe(exited.result())} while starting; see {self._log_path(server.id)}"
             raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", message))
         sandbox = arrived.result()
+        started, serves = (self.environment, self._staged.name), (sandbox.info.name, sandbox.info.digest)
+        if serves != started:
+            message = f"the server serves {' '.join(serves)}, but {' '.join(started)} was started"
+            raise SandboxError(Failure(FailureKind.PROTOCOL, "start", message))
         server.sandbox = sandbox
         server.watcher = self._tasks.create_task(self._watch(server, sandbox, exited), name=f"watch-{server.id}")
         return sandbox
