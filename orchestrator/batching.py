@@ -1,9 +1,9 @@
 """Coalesces the calls of all episodes on one sandbox: what is asked for in one turn of the loop leaves in one batch.
 
 Owns the calls that wait to be sent and the futures that wait for an answer. Always true: a call's future is in
-`pending` until it is done or its owner has gone; ids only grow, and calls leave in their order; after `fail` nothing waits and
-every further call fails at once. The connection's sender waits on `ready` and sends what `take` returns; its reader
-hands replies to `settle` and errors to `refuse`.
+`pending` until it is done or its owner has gone; ids only grow, and calls leave in their order; after `fail` nothing
+waits and every further call fails at once. The connection's sender waits on `ready` and sends what `take` returns; its
+reader hands replies to `settle` and errors to `refuse`.
 
 A step's cost is here, so a call is a header entry, a body and a future: no object, task, timer or timeout of its own.
 Deadlines are one look at the oldest pending call (`overdue`).

@@ -122,28 +122,24 @@ class EpisodeBuffer:
 
     def observe(self, observation: Observation) -> None:
         """Append an observation."""
-        body = observation.body
-        self.data += _OBSERVED.pack(OBSERVATION, len(body) + 9, observation.reward, observation.done)
-        self.data += body
+        body, reward, done = observation
+        self.data += _OBSERVED.pack(OBSERVATION, len(body) + 9, reward, done) + body  # one growth, not two
         self.last = observation
 
     def decide(self, decision: Decision) -> None:
         """Append an action, and what its model call cost."""
-        action = decision.action
-        self.data += _RECORD.pack(ACTION, len(action))
-        self.data += action
+        action, generation = decision
+        self.data += _RECORD.pack(ACTION, len(action)) + action
         self.turn += 1
-        if decision.generation is not None:
-            self._count(decision.generation)
-            body = orjson.dumps(decision.generation)
-            self.data += _RECORD.pack(GENERATION, len(body))
-            self.data += body
+        if generation is not None:
+            self._count(generation)
+            body = orjson.dumps(generation)
+            self.data += _RECORD.pack(GENERATION, len(body)) + body
 
     def grade(self, evaluation: Evaluation) -> None:
         """Append the grade."""
         details = evaluation.details
-        self.data += _EVALUATED.pack(EVALUATION, len(details) + 8, evaluation.reward)
-        self.data += details
+        self.data += _EVALUATED.pack(EVALUATION, len(details) + 8, evaluation.reward) + details
 
     def history(self) -> tuple[list[Observation], list[bytes]]:
         """All observations and all actions so far, in order: what a replay needs."""

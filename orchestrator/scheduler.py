@@ -32,31 +32,27 @@ SLACK: Final = 512
 """Ended episodes that may wait for the store beyond the concurrency limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """An episode has its trajectory."""
 
     trajectory: Trajectory
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """A try of an episode failed; the retry policy decides."""
 
     key: EpisodeKey
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """These trajectories are durable, and with them this many groups are released."""
 
     keys: Sequence[EpisodeKey]
     releases: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Lag:
+class Lag(NamedTuple):
     """The named consumer has this many released, un-acked groups, as the store says."""
 
     unacked: int
@@ -75,8 +71,7 @@ class Drain:
 Event = Ended | Failed | Stored | Lag | Tick | Drain
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(NamedTuple):
     """Start or continue an episode. `attempt` from 0; `fresh` forgets any history the engine still holds."""
 
     key: EpisodeKey
@@ -84,16 +79,14 @@ class Launch:
     fresh: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """Hand a trajectory to the store, with its group's release when it is the last."""
 
     trajectory: Trajectory
     release: GroupRelease | None
 
 
-@dataclass(frozen=True, slots=True)
-class SetAside:
+class SetAside(NamedTuple):
     """End an episode that never ran, or will not run again: the engine makes its trajectory and feeds it back."""
 
     key: EpisodeKey
@@ -102,15 +95,13 @@ class SetAside:
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
-class WakeAt:
+class WakeAt(NamedTuple):
     """Feed a Tick at this time (the same clock as `now`, seconds)."""
 
     time: float
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """Nothing runs and nothing will. `complete`: every planned episode is stored."""
 
     complete: bool
