@@ -1,6 +1,6 @@
 """Carries the scheduler's commands out in one TaskGroup; results come back to it as events.
 
-Owns the running episodes' tasks, the one sweep that keeps deadlines, and the counters of progress. Always true: the
+Owns the running episodes' tasks and the counters of progress. Always true: the
 scheduler is fed from the event loop alone, one event at a time; an exception leaves an episode as a failure (data) or
 ends the run; what an episode recorded is held until it is durable or the run ends. The facade makes it, and calls
 `run` once.
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from orchestrator.store import Store
     from orchestrator.types import EpisodeKey
 
-SWEEP_S: Final = 0.1
-"""How often deadlines are looked at."""
 LAG_S: Final = 0.1
 """How often the named consumer's lag is read."""
 
@@ -119,13 +117,15 @@ class Engine:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                background = [tasks.create_task(self._sweep(), name="sweep")]
+                lag = None
                 if self._consumer is not None:
-                    background.append(tasks.create_task(self._watch_lag(self._consumer), name="consumer-lag"))
+                    lag = tasks.create_task(self._watch_lag(self._consumer), name="consumer-lag")
                 self.feed(Tick())
                 await self._end.wait()
-                for task in (*self._episodes.values(), *background):
-                    task.cancel()
+                for episode in self._episodes.values():
+                    episode.cancel()
+                if lag is not None:
+                    lag.cancel()
         except* RolloutError as errors:
             self._error = self._error or first_error(errors)
         finally:
@@ -259,12 +259,6 @@ class Engine:
                 trajectory.key, trajectory.outcome, trajectory.stop_reason, trajectory.reward, trajectory.failure
             )
         )
-
-    async def _sweep(self) -> None:
-        """The one owner of sandboxes' deadlines."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            self._pool.sweep(self._loop.time())
 
     async def _watch_lag(self, consumer: str) -> None:
         """Tell the scheduler how far the named consumer is behind."""

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.errors import PolicyError, RolloutError, SandboxError, SandboxLost, SandboxRefused, policy_failure
+from orchestrator.errors import RolloutError, SandboxError, SandboxLost, SandboxRefused, policy_failure
 from orchestrator.events import EpisodeRecovering
 from orchestrator.protocols import EpisodeContext
 from orchestrator.records import ConversationView, EpisodeBuffer
@@ -203,6 +203,9 @@ class Episode:
                 return StopReason.MAX_TURNS
             try:
                 decision = await self._agent.act(view)
+                if type(decision) is not Decision or type(decision.action) is not bytes:
+                    raise TypeError(f"act returned {decision!r:.100}, not a Decision")
+                buffer.decide(decision)
             except SandboxLost as lost:  # asked for its solution: no action of this episode was in flight
                 raise SandboxLost(lost.failure, suspect=False) from lost
             except RolloutError:
@@ -213,9 +216,6 @@ class Episode:
                 raise policy_failure(error, "act") from error  # the policy's own: nobody cancelled this episode
             except Exception as error:
                 raise policy_failure(error, "act") from error
-            if type(decision) is not Decision or type(decision.action) is not bytes:
-                raise PolicyError(Failure(FailureKind.POLICY, "act", f"act returned {decision!r:.100}, not a Decision"))
-            buffer.decide(decision)
             touch(key, attempt, buffer)  # decisions must not be lost; an observation after them is replayed if it is
             try:
                 buffer.observe(await session.step(decision.action))

@@ -107,9 +107,9 @@ class ConformanceError(RolloutError):
 
 
 def policy_failure(error: BaseException, stage: str) -> PolicyError:
-    """The one form in which a policy's own exception leaves an episode."""
+    """The one form in which a policy's own exception leaves an episode. Its text may hold anything; ours is UTF-8."""
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return PolicyError(Failure(FailureKind.POLICY, stage, message))
+    return PolicyError(Failure(FailureKind.POLICY, stage, message.encode("utf-8", "backslashreplace").decode()))
 
 
 def first_error(errors: BaseExceptionGroup[RolloutError]) -> RolloutError:

@@ -22,6 +22,7 @@ from orchestrator.errors import (
     EnvironmentChanged,
     RolloutError,
     RunExists,
+    RunFailed,
     SandboxLost,
     UsageError,
     first_error,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 COLLECT = "collect"
 """The consumer that `collect` is."""
+_TRIES = 3
+"""Sandboxes that may be lost while tasks are listed."""
 _GRACE_S = 0.5
 """What a server's own timer gets before the engine's sweep ends it."""
 
@@ -126,6 +129,8 @@ class Orchestrator:
         self._stored_before = 0
         self._entered = 0.0
         self._drain_asked = False
+        self._preparing: asyncio.Task[Any] | None = None
+        """The task that prepares the run, until there is an engine to cancel."""
         self.summary: Summary | None = None
         """What the run has come to, once it has ended."""
 
@@ -154,14 +159,18 @@ class Orchestrator:
 
     async def tasks(self, split: str = "") -> TaskList:
         """The tasks of a split in the data's order. Raises UnknownName, Unavailable, RunFailed."""
-        while True:
+        lost: SandboxLost | None = None
+        for _ in range(_TRIES):
             lease = await self._need_pool().lease()
             try:
                 return await lease.sandbox.tasks(split)
-            except SandboxLost:
-                continue
+            except SandboxLost as error:
+                lost = error
             finally:
                 lease.release()
+        raise RunFailed(
+            f"{_TRIES} sandboxes were lost while listing tasks ({lost}); their output is in {self._directory.logs}"
+        )
 
     async def run(
         self,
@@ -223,9 +232,14 @@ class Orchestrator:
             self._engine.drain()
 
     def cancel(self) -> None:
-        """Stop now; episodes in flight are left to a resume. Idempotent."""
+        """Stop now; episodes in flight are left to a resume. Idempotent.
+
+        While the run is still being prepared, `run` or `collect` is cancelled.
+        """
         if self._engine is not None:
             self._engine.cancel()
+        elif self._preparing is not None:
+            self._preparing.cancel()
 
     def progress(self) -> Progress:
         """Where the run stands; cheap."""
@@ -310,6 +324,7 @@ class Orchestrator:
         self, split: str, tasks: Sequence[str] | None, group_size: int, episodes: int | None, consumer: str | None
     ) -> Engine | None:
         """The engine of this life of the run; None where the run has finished already."""
+        self._preparing = asyncio.current_task()
         self._need_pool()
         if self._engine is not None or self.summary is not None:
             raise UsageError("one Orchestrator collects one run: make another with its own directory")

@@ -2,8 +2,8 @@
 
 Owns every sandbox of the run. Each place in the pool is a task: create, serve until lost or told to stop, destroy,
 begin again. Always true: a sandbox is leased only while it lives; a place holds at most one sandbox; when a place's
-task ends its sandbox is destroyed, or left to the reaper after a deadline. The engine calls `sweep`, episodes call
-`lease` and `quarantine`; whoever enters the pool owns it.
+task ends its sandbox is destroyed, or left to the reaper after a deadline. Episodes call `lease` and `quarantine`;
+whoever enters the pool owns it; its own sweep keeps the deadlines.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DESTROY_S: Final = 10.0
 """A sandbox that does not end within this is left behind and reported."""
+SWEEP_S: Final = 0.1
+"""How often deadlines are looked at."""
 STARTS_BEFORE_GIVING_UP: Final = 4
 """Consecutive failed starts of a place, with no sandbox alive, after which the run cannot go on."""
 _FIRST_PAUSE_S: Final = 0.2
@@ -97,6 +99,7 @@ class Pool:
         self._keepers = [
             self._tasks.create_task(self._keep(place), name=f"pool-{n}") for n, place in enumerate(self._places)
         ]
+        self._keepers.append(self._tasks.create_task(self._watch_deadlines(), name="pool-sweep"))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -154,6 +157,13 @@ class Pool:
         for sandbox in self.sandboxes():
             if not sandbox.lost.done() and (failure := sandbox.overdue(now)) is not None:
                 sandbox.condemn(failure)
+
+    async def _watch_deadlines(self) -> None:
+        """The one owner of sandboxes' deadlines."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.sweep(loop.time())
 
     def cpu_seconds(self) -> float:
         """CPU of all sandboxes so far."""

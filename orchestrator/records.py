@@ -32,6 +32,8 @@ ACTION: Final = ord("A")
 GENERATION: Final = ord("G")
 EVALUATION: Final = ord("E")
 
+_MANY: Final = 1 << 40
+"""A count of tokens of one call is believed up to this: an endpoint may report anything, a store holds 63 bits."""
 _HEADER = struct.Struct("<4sHI")
 _RECORD = struct.Struct("<BI")
 _OBSERVED = struct.Struct("<BId?")
@@ -154,8 +156,8 @@ class EpisodeBuffer:
 
     def _count(self, generation: Generation) -> None:
         self.model_calls += generation.calls
-        self.tokens_in += generation.prompt_tokens
-        self.tokens_out += generation.completion_tokens
+        self.tokens_in += min(generation.prompt_tokens, _MANY)
+        self.tokens_out += min(generation.completion_tokens, _MANY)
 
 
 def read_observation(buffer: bytes | bytearray | memoryview, record: Record) -> Observation:

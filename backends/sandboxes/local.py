@@ -3,7 +3,8 @@
 Owns the listener, every server process it started and their temporary directories. Always true: a process is registered
 before anything is awaited on it; it is killed with its process group and waited for before it is forgotten; a sandbox
 is condemned as soon as its process or its connection ends, with the true reason. Servers also die with this process
-(PR_SET_PDEATHSIG, and the end of their standard input), so kill -9 leaves nothing behind.
+(PR_SET_PDEATHSIG, and the end of their standard input), so kill -9 leaves nothing behind. What an environment forks
+goes with its server's process group; what leaves the group by setsid escapes: environments that do so run in containers.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ class LocalBackend:
         """Wait for the hello, the process's end, or the deadline."""
         if self._tasks is None:
             raise UsageError("enter the backend first: `async with LocalBackend(...)`")
-        exited = self._tasks.create_task(server.process.wait(), name=f"exit-{server.id}")
+        exited = self._tasks.create_task(_end_of(server.process), name=f"exit-{server.id}")
         try:
             async with asyncio.timeout(START_S):
                 await asyncio.wait(_either(exited, arrived), return_when=asyncio.FIRST_COMPLETED)
@@ -257,6 +258,13 @@ class LocalBackend:
 def _either(*futures: asyncio.Future[Any]) -> set[asyncio.Future[Any]]:
     """Futures of different results as one set, which `asyncio.wait` leaves alone when it is cancelled."""
     return set(futures)
+
+
+async def _end_of(process: asyncio.subprocess.Process) -> int:
+    """The exit status; what the server had forked goes with it, however it died."""
+    code = await process.wait()
+    _kill(process.pid)
+    return code
 
 
 def _kill_group(process: asyncio.subprocess.Process) -> None:

@@ -166,6 +166,8 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except apsw.Error as error:
         raise StoreError(f"{_advice(error, path)} ({type(error).__name__}: {error})") from error
+    except (TypeError, ValueError, OverflowError) as error:  # a value that SQLite or JSON cannot hold
+        raise StoreError(f"{path} cannot hold a value: {type(error).__name__}: {error}; please report this") from error
 
 
 def _advice(error: apsw.Error, path: Path) -> str:
