@@ -4,7 +4,7 @@ Owns the listener, every server process it started and their temporary directori
 before anything is awaited on it; it is killed with its process group and waited for before it is forgotten; a sandbox
 is condemned as soon as its process or its connection ends, with the true reason. Servers also die with this process
 (PR_SET_PDEATHSIG, and the end of their standard input), so kill -9 leaves nothing behind. What an environment forks
-goes with its server's process group; what leaves the group by setsid escapes: environments that do so run in containers.
+goes with its server's process group; what leaves the group by setsid escapes, and belongs into a container.
 """
 
 from __future__ import annotations

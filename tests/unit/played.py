@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from orchestrator.engine import SWEEP_S
 from orchestrator.episode import Episode, EpisodeServices, EpisodeSettings
-from orchestrator.pool import Pool
+from orchestrator.pool import SWEEP_S, Pool
 from orchestrator.records import EpisodeBuffer, header
 from orchestrator.testing import MemoryBackend
 from orchestrator.types import Decision, EpisodeKey, OnAgentKill, RunId
