@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from policies.agents.scripted import ScriptedPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from orchestrator.events import Event
@@ -99,15 +101,16 @@ async def play(
     split: str = "",
     episodes: int | None = None,
     group_size: int = 1,
+    chaos: AbstractAsyncContextManager[object] | None = None,
     **options: Any,
 ) -> Played:
-    """A whole run of the toy environment (or of `backend`'s), read back."""
+    """A whole run of the toy environment (or of `backend`'s), read back; `chaos` is entered when it has begun."""
     events: list[Event] = []
     options = {"concurrency": 64, "sandboxes": 2, "step_timeout_s": 5.0, "retry": QUICK, **options}
     orchestrator = Orchestrator(
         backend=backend or LocalBackend("toy"), policy=policy, out=out, listener=events.append, **options
     )
-    async with orchestrator:
+    async with orchestrator, chaos or nullcontext():
         summary = await orchestrator.run(split=split, tasks=tasks, episodes=episodes, group_size=group_size)
     return Played(summary, await read(out), events, orchestrator)
 
