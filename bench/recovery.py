@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bench.lives import Ward
 from bench.processes import adopt_orphans, need_linux
-from bench.trials import disturbed, killed
+from bench.trials import Pace, disturbed, killed
 from bench.values import Report
 from bench.verdict import Verdict
 from bench.workloads import chat_workload, replay_workload
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from bench.workloads import Workload
 
 KILLS: Final = 100
-EPISODES: Final = 3000
+EPISODES: Final = 2000
 """Of a replay run; a chat run has a twentieth."""
 CHAT_SHARE: Final = 20
 CHAT_AT_LEAST: Final = 8
@@ -93,8 +93,8 @@ class _Campaign:
             f"{workload.name}: {len(workload.expected):,} episodes a run, undisturbed in "
             f"{workload.starting_s + workload.running_s:.1f} s"
         )
-        rng = random.Random(f"{self._seed} {workload.name}")
-        await self._until(kills, "kills", lambda out, most: killed(workload, out, self.ward, rng, most))
+        rng, pace = random.Random(f"{self._seed} {workload.name}"), Pace()
+        await self._until(kills, "kills", lambda out, most: killed(workload, out, self.ward, rng, most, pace))
         await self._until(
             sandbox_kills, "sandbox_kills", lambda out, most: disturbed(workload, out, self.ward, rng, most)
         )

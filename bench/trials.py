@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from bench.workloads import Workload
     from orchestrator.types import EpisodeKey
 
-MARGIN: Final = 1.25
-"""Kills are drawn from this many times the expected rest of a life: so some lives are left to their end."""
+SLOWER: Final = 1.06
+FASTER: Final = 0.8
+"""How the pace changes with a life that was killed, and with one that was over first: one life in five escapes."""
 LEAST_REST: Final = 0.3
 """Of a run: the last episodes take longer than their number says."""
 CONSUMED_S: Final = 60.0
@@ -46,6 +47,21 @@ PAUSE_S: Final = (0.1, 0.6)
 """Between two disturbances of sandboxes."""
 STEP_TIMEOUT_S: Final = 2.0
 """How soon a stopped sandbox is noticed; the default would only make the benchmark longer."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long lives take, in units of the undisturbed run's time, which a busy machine makes a poor guess."""
+
+    factor: float = 1.0
+
+    def draw(self, rng: Random, expected_s: float) -> float:
+        """When to kill, in seconds from a life's start."""
+        return rng.uniform(0, self.factor * expected_s)
+
+    def learn(self, *, escaped: bool) -> None:
+        """Whether the life was over before its kill."""
+        self.factor *= FASTER if escaped else SLOWER
 
 
 @dataclass(slots=True)
@@ -76,11 +92,11 @@ class Trial:
         }
 
 
-async def killed(workload: Workload, out: Path, ward: Ward, rng: Random, most: int) -> Trial:
+async def killed(workload: Workload, out: Path, ward: Ward, rng: Random, most: int, pace: Pace) -> Trial:
     """Kill the orchestrator up to `most` times, resume it each time, judge. Raises RunFailed where a life fails."""
 
     async def lives(trial: Trial) -> None:
-        while not await _one_life(trial, workload, out, ward, rng, most):
+        while not await _one_life(trial, workload, out, ward, rng, most, pace):
             pass
 
     return await _trial(workload, out, lives)
@@ -131,11 +147,13 @@ def _until_kill(call: LoggedCall, kills: Sequence[float]) -> float:
     return min((kill - call.t for kill in kills if kill >= min(call.asked, call.t)), default=math.inf)
 
 
-async def _one_life(trial: Trial, workload: Workload, out: Path, ward: Ward, rng: Random, most: int) -> bool:
+async def _one_life(
+    trial: Trial, workload: Workload, out: Path, ward: Ward, rng: Random, most: int, pace: Pace
+) -> bool:
     """Begin or resume, and kill; whether the run has come to its end instead."""
     stored = await asyncio.to_thread(_stored, out)
     rest = max(LEAST_REST, 1 - stored / len(workload.expected))
-    after = rng.uniform(0, MARGIN * (workload.starting_s + workload.running_s * rest))
+    after = pace.draw(rng, workload.starting_s + workload.running_s * rest)
     begun = holds_run(RunDirectory(out).store)
     arguments = ["resume", str(out)] if begun else _collect(workload, out)
     trial.lives += 1
@@ -144,7 +162,9 @@ async def _one_life(trial: Trial, workload: Workload, out: Path, ward: Ward, rng
         if len(trial.kills) >= most:
             await life.finish()
             return True
-        if await life.last(after):
+        escaped = await life.last(after)
+        pace.learn(escaped=escaped)
+        if escaped:
             return True
         after = time.monotonic() - began
         at = await life.kill()
