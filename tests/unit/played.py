@@ -1,4 +1,4 @@
-"""Episodes on a backend in memory: a pool with its sweep, a policy of fixed messages, and the settings around them."""
+"""Episodes on a backend in memory: a pool, a policy of fixed messages, and the settings around them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from orchestrator.episode import Episode, EpisodeServices, EpisodeSettings
-from orchestrator.pool import SWEEP_S, Pool
+from orchestrator.pool import Pool
 from orchestrator.records import EpisodeBuffer, header
 from orchestrator.testing import MemoryBackend
 from orchestrator.types import Decision, EpisodeKey, OnAgentKill, RunId
@@ -118,7 +118,7 @@ async def stage(
     deterministic: bool = True,
     **changes: Any,
 ) -> AsyncIterator[Stage]:
-    """Enter a backend and a pool, and sweep as the engine does. `changes` are settings of the episodes."""
+    """Enter a backend and a pool. `changes` are settings of the episodes."""
     settings = EpisodeSettings(
         run_seed=7,
         header=HEAD,
@@ -132,15 +132,5 @@ async def stage(
     backend = MemoryBackend(script, deterministic=deterministic)
     backend.configure(run=RunId("test"), with_solutions=policy.needs_solutions, logs=None, call_limit_s=CALL_LIMIT_S)
     async with backend, Pool(backend, sandboxes, events.append) as pool:
-        sweep = asyncio.create_task(_sweep(pool), name="sweep")
-        try:
-            yield Stage(backend, pool, policy, replace(settings, **changes), events)
-        finally:
-            sweep.cancel()
+        yield Stage(backend, pool, policy, replace(settings, **changes), events)
     assert backend.statistics().sandboxes == 0, "the pool leaves no sandbox behind"
-
-
-async def _sweep(pool: Pool) -> None:
-    while True:
-        await asyncio.sleep(SWEEP_S)
-        pool.sweep(asyncio.get_running_loop().time())
