@@ -8,6 +8,7 @@ exit stack and committed whole, undone in reverse. Always true: a directory hold
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from orchestrator.protocols import Backend, Policy, Sandbox, TrainerQueue
     from orchestrator.types import EnvironmentInfo, EpisodeKey, Failure, Group, TaskList
 
+log = logging.getLogger(__name__)
 COLLECT = "collect"
 """The consumer that `collect` is."""
 _TRIES = 3
@@ -129,6 +131,8 @@ class Orchestrator:
         self._stored_before = 0
         self._entered = 0.0
         self._drain_asked = False
+        self._running: asyncio.Task[None] | None = None
+        """The engine's task under collect()."""
         self._preparing: asyncio.Task[Any] | None = None
         """The task that prepares the run, until there is an engine to cancel."""
         self.summary: Summary | None = None
@@ -155,6 +159,8 @@ class Orchestrator:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self._running is not None:  # a collect() that its caller holds on to without closing it
+            await self._stop(self._running)
         await self._stack.aclose()
 
     async def tasks(self, split: str = "") -> TaskList:
@@ -214,7 +220,7 @@ class Orchestrator:
         engine = await self._prepare(split, tasks, group_size, episodes, COLLECT)
         if engine is None:
             return
-        running = asyncio.create_task(self._run(engine), name="engine")
+        running = self._running = asyncio.create_task(self._run(engine), name="engine")
         try:
             async with consume(self._directory.store, COLLECT, engine.releases) as groups:
                 async for group in groups:
@@ -222,8 +228,14 @@ class Orchestrator:
             await running
             await self._conclude(engine)
         finally:
-            engine.cancel()
-            await shielded(_finish(running), deadline_s=30.0, what="the engine")
+            await self._stop(running)
+
+    async def _stop(self, running: asyncio.Task[None]) -> None:
+        """Cancel the engine and wait for its end, whatever that is: who waits for the groups has it raised."""
+        if self._engine is not None:
+            self._engine.cancel()
+        await shielded(_finish(running), deadline_s=30.0, what="the engine")
+        self._running = None
 
     def drain(self) -> None:
         """Start nothing more; what runs goes on to its end. Idempotent; also before the run has begun."""
@@ -390,7 +402,7 @@ class Orchestrator:
     async def _open_journal(self, epoch: int, stored: set[EpisodeKey]) -> dict[EpisodeKey, tuple[int, EpisodeBuffer]]:
         """What the journal of the earlier life holds of episodes in flight; and the journal of this one."""
         folder = self._directory.journal
-        loaded = await asyncio.to_thread(Journal.load, folder) if self._resume and folder.exists() else {}
+        loaded = await asyncio.to_thread(Journal.load, folder) if self._resume else {}
         held = {
             key: (attempt, EpisodeBuffer.restore(data)) for key, (attempt, data) in loaded.items() if key not in stored
         }
@@ -481,7 +493,10 @@ class Orchestrator:
 
     def _emit(self, event: Event) -> None:
         if self._listener is not None:
-            self._listener(event)
+            try:
+                self._listener(event)
+            except Exception:  # a listener's fault must not stop the run it listens to
+                log.exception("a listener failed at %s", type(event).__name__)
 
     def _need_pool(self) -> Pool:
         if self._pool is None:
@@ -501,6 +516,8 @@ class Orchestrator:
 
 async def _finish(running: asyncio.Task[None]) -> None:
     await asyncio.wait({running})
+    if not running.cancelled():
+        running.exception()  # seen
 
 
 def _no_journal(key: EpisodeKey, attempt: int, buffer: EpisodeBuffer) -> None:
