@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -47,8 +48,12 @@ if TYPE_CHECKING:
     from orchestrator.store import Store
     from orchestrator.types import EpisodeKey
 
+CANCEL_S: Final = 5.0
+"""How long cancelled episodes have before they are named, and cancelled again."""
 LAG_S: Final = 0.1
 """How often the named consumer's lag is read."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -121,11 +126,13 @@ class Engine:
                 if self._consumer is not None:
                     lag = tasks.create_task(self._watch_lag(self._consumer), name="consumer-lag")
                 self.feed(Tick())
-                await self._end.wait()
-                for episode in self._episodes.values():
-                    episode.cancel()
+                try:
+                    await self._end.wait()
+                finally:
+                    self._end.set()  # cancelled from outside: nothing is launched or recorded any more
                 if lag is not None:
                     lag.cancel()
+                await self._cancel_episodes()
         except* RolloutError as errors:
             self._error = self._error or first_error(errors)
         finally:
@@ -259,6 +266,15 @@ class Engine:
                 trajectory.key, trajectory.outcome, trajectory.stop_reason, trajectory.reward, trajectory.failure
             )
         )
+
+    async def _cancel_episodes(self) -> None:
+        """Cancel what runs, again and again: a policy that swallows a cancellation is named, and has no peace."""
+        while left := {episode for episode in self._episodes.values() if not episode.done()}:
+            for episode in left:
+                episode.cancel()
+            _, still = await asyncio.wait(left, timeout=CANCEL_S)
+            if still:
+                log.error("%d episodes go on although cancelled: the policy's act() swallows it", len(still))
 
     async def _watch_lag(self, consumer: str) -> None:
         """Tell the scheduler how far the named consumer is behind."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.errors import RolloutError, SandboxError, SandboxLost, SandboxRefused, policy_failure
 from orchestrator.events import EpisodeRecovering
 from orchestrator.protocols import EpisodeContext
-from orchestrator.records import ConversationView, EpisodeBuffer
+from orchestrator.records import ConversationView, EpisodeBuffer, parse_observation
 from orchestrator.seeds import environment_seed, policy_seed
 from orchestrator.types import (
     Decision,
@@ -215,6 +215,8 @@ class Episode:
                     raise
                 raise policy_failure(error, "act") from error  # the policy's own: nobody cancelled this episode
             except Exception as error:
+                if _being_cancelled():  # the policy's own word for a cancellation that was meant for it
+                    raise asyncio.CancelledError from error
                 raise policy_failure(error, "act") from error
             touch(key, attempt, buffer)  # decisions must not be lost; an observation after them is replayed if it is
             try:
@@ -223,6 +225,10 @@ class Episode:
                 return _cut_short(refused)
 
     async def _grade(self, session: Session, stop: StopReason) -> Trajectory:
+        if self.buffer.last is not None:
+            parse_observation(
+                self.buffer.last.body
+            )  # perhaps nobody has looked at it: no reward for what is unreadable
         evaluation = await session.evaluate()
         outcome = Outcome.COMPLETED if stop is StopReason.DONE else Outcome.TRUNCATED
         return self._trajectory(outcome, stop, evaluation)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from orchestrator.errors import RunFailed, SandboxError
 from orchestrator.events import SandboxEnded, SandboxLeft, SandboxStarted
 from orchestrator.shield import shielded
-from orchestrator.types import Failure, SandboxId
+from orchestrator.types import Failure, FailureKind, SandboxId
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -103,6 +103,8 @@ class Pool:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._fatal = self._fatal or Failure(FailureKind.SANDBOX_START, "start", "the pool is closed")
+        self._changed.set()
         for keeper in self._keepers:
             keeper.cancel()
         await self._tasks.__aexit__(None, None, None)
@@ -127,6 +129,7 @@ class Pool:
         There are at most as many as the pool has places; they start when they are first needed. Raises RunFailed.
         """
         async with self._suspects:
+            self._refuse_if_fatal()
             place = self._vacant.pop() if self._vacant else self._add_quarantine()
             try:
                 while (tenancy := place.tenancy) is None or tenancy.sandbox.lost.done():
@@ -192,7 +195,7 @@ class Pool:
                     self._changed.set()
                     return
                 self._emit(SandboxEnded(_NOT_STARTED, error.failure, 0))
-                await asyncio.sleep(min(_FIRST_PAUSE_S * 2.0 ** (failures - 1), _MAX_PAUSE_S))
+                await asyncio.sleep(min(_FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10), _MAX_PAUSE_S))
                 continue
             failures = 0
             tenancy = place.tenancy = _Tenancy(sandbox)

@@ -177,6 +177,8 @@ class TrainerQueue(Protocol):
     async def deliver(self, group: Group) -> None:
         """Accept a group: idempotent by its keys. Returning = accepted; waiting = backpressure.
 
+        Raising = refused, which ends the run with RunFailed (the group stays in the outbox for the resume).
+
         Cancelled: the group counts as not accepted and is delivered again.
         """
         ...

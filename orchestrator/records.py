@@ -15,7 +15,7 @@ exports read the same bytes. Owned by one episode at a time; only ever appended 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -166,6 +166,17 @@ def read_observation(buffer: bytes | bytearray | memoryview, record: Record) -> 
     return Observation(bytes(buffer[record.start + 9 : record.end]), reward, done)
 
 
+def parse_observation(body: bytes) -> dict[str, Any]:
+    """An observation's body. Raises SandboxError: what is wrong with it is the environment's fault."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise _bad_observation(f"it is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise _bad_observation("it is not a JSON object")
+    return value
+
+
 def read_evaluation(buffer: bytes | bytearray | memoryview, record: Record) -> Evaluation:
     """Decode an E record."""
     (reward,) = _REWARD.unpack_from(buffer, record.start)
@@ -243,13 +254,7 @@ class ConversationView:
             self._read = record.end
 
     def _observe(self, raw: bytes) -> None:
-        """Parse an observation. What is wrong with it is the environment's fault, not the policy's."""
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError as error:
-            raise _bad_observation(f"it is not JSON ({error})") from None
-        if not isinstance(body, dict):
-            raise _bad_observation("it is not a JSON object")
+        body = parse_observation(raw)
         messages = body.get("messages")
         for message in messages if isinstance(messages, list) else ():
             if not isinstance(message, dict):

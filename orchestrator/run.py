@@ -23,7 +23,7 @@ from orchestrator.types import EpisodeKey, Observation
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from orchestrator.store import RunMeta, Totals
     from orchestrator.types import Generation, Group, Trajectory
@@ -171,7 +171,7 @@ def _turns(buffer: bytes) -> Iterator[Turn]:
                 number += 1
             shown, action, generation = records.read_observation(buffer, record), None, None
         elif record.kind == records.ACTION:
-            action = orjson.loads(buffer[record.start : record.end])
+            action = _action(buffer[record.start : record.end])
         elif record.kind == records.GENERATION:
             generation = records.read_generation(buffer[record.start : record.end])
     if shown is not None:
@@ -179,7 +179,7 @@ def _turns(buffer: bytes) -> Iterator[Turn]:
 
 
 def _turn(number: int, shown: Observation, action: dict[str, Any] | None, generation: Generation | None) -> Turn:
-    body: Mapping[str, Any] = orjson.loads(shown.body)
+    body = records.parse_observation(shown.body)
     return Turn(
         number=number,
         messages=body.get("messages", []),
@@ -190,3 +190,12 @@ def _turn(number: int, shown: Observation, action: dict[str, Any] | None, genera
         action=action,
         generation=generation,
     )
+
+
+def _action(raw: bytes) -> dict[str, Any]:
+    """A policy may have answered anything: what is no message is shown as one's content."""
+    try:
+        action = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        action = None
+    return action if isinstance(action, dict) else {"role": "assistant", "content": raw.decode("utf-8", "replace")}

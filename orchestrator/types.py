@@ -49,7 +49,7 @@ class StopReason(StrEnum):
     AGENT_KILLED_ENV = "agent_killed_env"
     """The agent's action killed its sandbox, proven by a second death alone in quarantine."""
     REPLY_TOO_LARGE = "reply_too_large"
-    """The action's observation was over the size cap."""
+    """The action, or its observation, was over the size cap."""
     FAILURE = "failure"
     """See the trajectory's failure."""
 

@@ -77,7 +77,7 @@ class LinkedSandbox:
         self.ended: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         """Done when the connection has ended, with what the connection knows; the backend then finds out why."""
         self._limit_s = limit_s
-        self._max_body = max_body
+        self.max_body = max_body
         self._batcher = Batcher()
         self._toolsets: dict[str, bytes] = {}
         self._toolset_bytes = 0
@@ -184,8 +184,8 @@ class LinkedSandbox:
     def _receive(self, frame: bytes) -> None:
         answers = decode_answers(frame)
         for number, _, reward, _, body in answers:
-            if len(body) > self._max_body:
-                raise WireError(f"a reply of {len(body)} bytes is over the cap of {self._max_body}")
+            if len(body) > self.max_body:
+                raise WireError(f"a reply of {len(body)} bytes is over the cap of {self.max_body}")
             if not isfinite(reward):
                 raise WireError(f"a reply to call {number} has a reward that is not a finite number")
         for number, status, _, _, body in self._batcher.settle(answers):
@@ -252,6 +252,9 @@ class LinkedSession:
         """See `Session.step`."""
         if self._closed:
             raise _released()
+        if len(action) > self._sandbox.max_body:
+            message = f"the action has {len(action)} bytes; the cap is {self._sandbox.max_body}"
+            raise _refused(ErrorCode.TOO_LARGE, message, False, "step")
         seq = self._seq
         self._seq = seq + 1
         return await self._batcher.call(_STEP, self._number, seq, action)
@@ -269,7 +272,13 @@ class LinkedSession:
     async def evaluate(self, params: Mapping[str, object] | None = None) -> Evaluation:
         """See `Session.evaluate`."""
         body, reward, _ = await self._call(Op.EVALUATE, orjson.dumps(params) if params else b"")
-        return Evaluation(reward, body)
+        try:
+            details = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            details = None
+        if not isinstance(details, dict):
+            raise _refused(ErrorCode.ENVIRONMENT, "the grade's details are not a JSON object", False, "evaluate")
+        return Evaluation(reward, orjson.dumps(details))  # our own bytes: they are copied into files of lines
 
     def close(self) -> None:
         """See `Session.close`."""

@@ -164,7 +164,6 @@ class LocalBackend:
 
     async def _spawn(self, name: SandboxId, token: str) -> _Server:
         folder = self._listener.private / name
-        folder.mkdir()
         arguments = ["-s", "-m", "backends.server", "--environment", self.environment, "--run", self._run]
         if self._with_solutions:
             arguments.append("--with-solutions")
@@ -178,6 +177,7 @@ class LocalBackend:
             "PYTHONHASHSEED": "0",  # the order of sets must not differ between servers: replay compares bytes
         }
         try:
+            folder.mkdir()
             with self._log(name) as log:
                 process = await asyncio.create_subprocess_exec(
                     str(self._interpreter),

@@ -255,7 +255,10 @@ class Sessions:
         self._reply(call, Status.OK, float(reward), result.done, result.body)
 
     def _error(self, call: int, code: str, message: str, *, retryable: bool = False) -> None:
-        body = orjson.dumps({"code": code, "message": message[:_MESSAGE_CAP], "retryable": retryable})
+        text = (
+            message[:_MESSAGE_CAP].encode("utf-8", "backslashreplace").decode()
+        )  # an exception's text may hold anything
+        body = orjson.dumps({"code": code, "message": text, "retryable": retryable})
         self._reply(call, Status.ERROR, 0.0, False, body)
 
     def _reply(self, call: int, status: int, reward: float, done: bool, body: bytes) -> None:

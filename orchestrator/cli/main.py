@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TextIO
+from typing import Final, TextIO
 
 import typer
 
 from orchestrator.cli import bench, collect, doctor, env, export, resume, show, status, tasks
 from orchestrator.cli.exits import CANCELLED, FAILED, USAGE
 from orchestrator.errors import RolloutError, UsageError
+
+STDERR: Final = 2
 
 app = typer.Typer(
     name="rollout",
@@ -36,6 +38,7 @@ app.command("bench")(bench.bench)
 
 def main() -> None:
     """The entry point: runs the command and turns errors into a line and an exit code."""
+    keep_places()
     try:
         app()
     except UsageError as error:
@@ -49,11 +52,20 @@ def main() -> None:
         let_go(sys.stderr)
 
 
-def let_go(stream: TextIO) -> None:
-    """Flush, so that a reader who went away is no error at exit, when Python flushes again."""
+def keep_places() -> None:
+    """Take up the standard descriptors that are closed: else the next file that is opened would be stdout."""
+    while (file := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(file)
+
+
+def let_go(stream: TextIO | None) -> None:
+    """Flush, so that what cannot be written is no second error at exit, when Python flushes again."""
+    if stream is None:
+        return
     try:
         stream.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
