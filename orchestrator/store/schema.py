@@ -138,7 +138,8 @@ def holds_run(path: Path) -> bool:
     if not path.is_file():
         return False
     with explained(path):
-        connection = _connect(path, apsw.SQLITE_OPEN_READONLY)
+        # Not read-only: what a creator that was killed has left must be rolled back before it can be read.
+        connection = _connect(path, apsw.SQLITE_OPEN_READWRITE)
         try:
             return bool(connection.pragma("user_version"))
         finally:
