@@ -36,7 +36,7 @@ from orchestrator.retry import RetryPolicy
 from orchestrator.rundir import RunDirectory
 from orchestrator.scheduler import Scheduler
 from orchestrator.shield import shielded
-from orchestrator.store import RunMeta, Store
+from orchestrator.store import RunMeta, Store, holds_run
 from orchestrator.summary import Progress, Summary, summarise
 from orchestrator.types import REWARDED, OnAgentKill, RunId
 
@@ -147,7 +147,7 @@ class Orchestrator:
         async with AsyncExitStack() as stack:
             stack.enter_context(self._directory.claim())
             self._stack = stack
-            if self._directory.store.exists():
+            if holds_run(self._directory.store):
                 await self._load()
             elif self._resume:
                 raise UsageError(f"there is no run in {self._directory.path}; start one with `rollout collect`")
