@@ -107,6 +107,8 @@ class Engine:
         self._episodes: dict[EpisodeKey, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._end = asyncio.Event()
+        self.over = asyncio.Event()
+        """Set when `run` has ended, however."""
         self._loop = asyncio.get_running_loop()
         self._error: RolloutError | None = None
         self._thresholds = gc.get_threshold()
@@ -139,6 +141,7 @@ class Engine:
             self._tasks = None
             self.counters.sandbox_cpu_s = self._pool.cpu_seconds() - self._sandbox_cpu_start
             gc.unfreeze()
+            self.over.set()
             gc.set_threshold(*self._thresholds)
         if self._error is not None:
             raise self._error

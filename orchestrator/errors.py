@@ -76,10 +76,9 @@ class SandboxLost(SandboxError):
 class SandboxRefused(SandboxError):
     """The sandbox answered a call with an error; the session may still live. `code` is the wire's error code."""
 
-    def __init__(self, failure: Failure, *, code: str, retryable: bool) -> None:
+    def __init__(self, failure: Failure, *, code: str) -> None:
         super().__init__(failure)
         self.code = code
-        self.retryable = retryable
 
 
 class PolicyError(RolloutError):

@@ -131,8 +131,8 @@ class Orchestrator:
         self._stored_before = 0
         self._entered = 0.0
         self._drain_asked = False
-        self._running: asyncio.Task[None] | None = None
-        """The engine's task under collect()."""
+        self._running: Engine | None = None
+        """The engine while it runs."""
         self._preparing: asyncio.Task[Any] | None = None
         """The task that prepares the run, until there is an engine to cancel."""
         self.summary: Summary | None = None
@@ -159,7 +159,7 @@ class Orchestrator:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if self._running is not None:  # a collect() that its caller holds on to without closing it
+        if self._running is not None:  # a run() in another task, or a collect() that its caller still holds on to
             await self._stop(self._running)
         await self._stack.aclose()
 
@@ -196,7 +196,7 @@ class Orchestrator:
         if engine is None:
             return self._ended()
         if self._queue is None:
-            await engine.run()
+            await self._run(engine)
             return await self._conclude(engine)
         async with consume(self._directory.store, self._queue.name, engine.releases) as groups:
             await self._beside(engine, deliver(groups, self._queue, self._emit))
@@ -220,7 +220,7 @@ class Orchestrator:
         engine = await self._prepare(split, tasks, group_size, episodes, COLLECT)
         if engine is None:
             return
-        running = self._running = asyncio.create_task(self._run(engine), name="engine")
+        running = asyncio.create_task(self._run(engine), name="engine")
         try:
             async with consume(self._directory.store, COLLECT, engine.releases) as groups:
                 async for group in groups:
@@ -228,14 +228,14 @@ class Orchestrator:
             await running
             await self._conclude(engine)
         finally:
-            await self._stop(running)
+            await self._stop(engine)
+            if running.done() and not running.cancelled():
+                running.exception()  # seen: it was raised above, or the caller has left
 
-    async def _stop(self, running: asyncio.Task[None]) -> None:
+    async def _stop(self, engine: Engine) -> None:
         """Cancel the engine and wait for its end, whatever that is: who waits for the groups has it raised."""
-        if self._engine is not None:
-            self._engine.cancel()
-        await shielded(_finish(running), deadline_s=30.0, what="the engine")
-        self._running = None
+        engine.cancel()
+        await shielded(_finish(engine.over), deadline_s=30.0, what="the engine")
 
     def drain(self) -> None:
         """Start nothing more; what runs goes on to its end. Idempotent; also before the run has begun."""
@@ -451,9 +451,11 @@ class Orchestrator:
 
     async def _run(self, engine: Engine) -> None:
         """The engine, and the word to its consumers that it is over."""
+        self._running = engine
         try:
             await engine.run()
         finally:
+            self._running = None
             engine.releases.changed(over=True)
 
     async def _beside(self, engine: Engine, delivery: Any) -> None:
@@ -514,10 +516,8 @@ class Orchestrator:
         return self._info
 
 
-async def _finish(running: asyncio.Task[None]) -> None:
-    await asyncio.wait({running})
-    if not running.cancelled():
-        running.exception()  # seen
+async def _finish(over: asyncio.Event) -> None:
+    await over.wait()
 
 
 def _no_journal(key: EpisodeKey, attempt: int, buffer: EpisodeBuffer) -> None:

@@ -61,11 +61,16 @@ class PoolStatistics(NamedTuple):
 class _Tenancy:
     """One sandbox's time in a place."""
 
-    __slots__ = ("leases", "sandbox")
+    __slots__ = ("leases", "leases_at_loss", "sandbox")
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.leases = 0
+        self.leases_at_loss = 0
+        sandbox.lost.add_done_callback(self._note)  # before the episodes hear of it, and let go
+
+    def _note(self, lost: asyncio.Future[Failure]) -> None:
+        self.leases_at_loss = self.leases
 
 
 class _Place:
@@ -203,7 +208,7 @@ class Pool:
             try:
                 failure = await asyncio.shield(sandbox.lost)
                 self._lost += 1
-                self._emit(SandboxEnded(sandbox.id, failure, tenancy.leases))
+                self._emit(SandboxEnded(sandbox.id, failure, tenancy.leases_at_loss))
             finally:
                 place.tenancy = None
                 if not await shielded(

@@ -58,7 +58,8 @@ class RetryPolicy:
         """The verdict on the failure of try number `tries` (from 1)."""
         kind = failure.kind
         outcome = Outcome.ENV_FAILED if kind in _ENVIRONMENT or kind in _NEW_ATTEMPT else Outcome.INFRA_FAILED
-        if tries >= self.max_tries or not (kind in _SAME_ATTEMPT or kind in _NEW_ATTEMPT):
+        same_attempt = kind in _SAME_ATTEMPT or failure.retryable
+        if tries >= self.max_tries or not (same_attempt or kind in _NEW_ATTEMPT):
             return GiveUp(outcome)
         delay = min(self.first_delay_s * 2.0 ** (tries - 1), self.max_delay_s)
         return Again(delay, new_attempt=kind in _NEW_ATTEMPT)

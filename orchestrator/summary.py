@@ -5,19 +5,28 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from orchestrator.engine import Engine
     from orchestrator.store import Store
 
+LEAST_SANDBOX_CPU_S: Final = 0.5
+"""The kernel counts a sandbox's CPU in ticks of 10 ms: with less than this it is too coarse to divide by steps."""
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The whole run, over all its lives; the times, rates and CPU figures are of the life that wrote it.
+    """What a run has come to, in two scopes: a run has one life more for every resume.
+
+    Of the whole run, over all its lives: `episodes`, `planned`, `outcomes`, the rewards, `steps`, `model_calls`, the
+    tokens, `recovered_episodes`, `duplicates`, `redelivered`, `groups`, `lives`. Of the last life alone, which wrote
+    this: `wall_s`, the rates, the CPU figures, `peak_rss_mb`, `failures`, and `life_episodes` and `life_steps`, from
+    which its rates follow. In a run that was never resumed both are the same.
 
     Times in seconds, CPU in microseconds a step (user + system of the whole process, from the first admission to the
-    last durable commit; the sandboxes' includes their descendants), memory in MiB. `state` is `finished` or
+    last durable commit; the sandboxes' includes their descendants), memory in MiB. `cpu_s_sandbox` is in seconds, exact
+    to 10 ms a sandbox; below LEAST_SANDBOX_CPU_S of it `cpu_us_per_step_sandbox` is None. `state` is `finished` or
     `unfinished` (drained or cancelled: `rollout resume` goes on).
     """
 
@@ -44,6 +53,10 @@ class Summary:
     duplicates: int
     redelivered: int
     groups: int
+    lives: int
+    life_episodes: int
+    life_steps: int
+    cpu_s_sandbox: float
     failures: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
@@ -57,7 +70,11 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands now. `done` counts durable episodes of all lives; `paused` says why nothing is admitted."""
+    """Where a run stands now; `paused` says why nothing is admitted.
+
+    `done` counts durable episodes of all lives of the run; `steps`, rewards, `outcomes`, `failures`, `recovered` and
+    `elapsed_s` are of this life. `total` is 0 while the run is being prepared.
+    """
 
     total: int
     done: int
@@ -76,6 +93,11 @@ class Progress:
     draining: bool
     paused: str | None
 
+    @property
+    def done_before(self) -> int:
+        """Episodes that earlier lives of the run have done."""
+        return self.done + self.uncommitted - sum(self.outcomes.values())
+
 
 async def summarise(
     engine: Engine, store: Store, out: str, *, stored_before: int, left_out: Mapping[str, Mapping[str, object]]
@@ -83,7 +105,8 @@ async def summarise(
     """The summary of a run whose engine has ended. `stored_before`: episodes of earlier lives."""
     totals, counters = await store.totals(), engine.counters
     wall = max(counters.wall_end - counters.wall_start, 1e-9)
-    steps = counters.steps
+    steps, sandbox_cpu = counters.steps, counters.sandbox_cpu_s
+    life_episodes = totals.episodes - stored_before
     return Summary(
         run=store.meta.run,
         out=out,
@@ -96,10 +119,10 @@ async def summarise(
         reward_one=totals.reward_one,
         steps=totals.steps,
         wall_s=wall,
-        episodes_per_s=(totals.episodes - stored_before) / wall,
+        episodes_per_s=life_episodes / wall,
         steps_per_s=steps / wall,
         cpu_us_per_step_orchestrator=counters.cpu_s / steps * 1e6 if steps else None,
-        cpu_us_per_step_sandbox=counters.sandbox_cpu_s / steps * 1e6 if steps else None,
+        cpu_us_per_step_sandbox=sandbox_cpu_per_step(sandbox_cpu, steps),
         peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         model_calls=totals.model_calls,
         prompt_tokens=totals.prompt_tokens,
@@ -108,6 +131,15 @@ async def summarise(
         duplicates=totals.duplicates,
         redelivered=totals.redelivered,
         groups=totals.groups,
+        lives=store.run_epoch,
+        life_episodes=life_episodes,
+        life_steps=steps,
+        cpu_s_sandbox=sandbox_cpu,
         failures={str(kind): count for kind, count in counters.failures.items()},
         left_out=left_out,
     )
+
+
+def sandbox_cpu_per_step(cpu_s: float, steps: int) -> float | None:
+    """Microseconds; None where too little was measured to say."""
+    return cpu_s / steps * 1e6 if steps and cpu_s >= LEAST_SANDBOX_CPU_S else None

@@ -29,7 +29,7 @@ class Outcome(StrEnum):
     INFRA_FAILED = "infra_failed"
     """Sandboxes or the model endpoint failed beyond the retry policy. Never a reward."""
     CANCELLED = "cancelled"
-    """The run was told to stop before the episode ended."""
+    """Given up before it ended. An interrupted run records none: its episodes are left to `resume`."""
     POISONED = "poisoned"
     """Opening this task killed its sandbox twice; the task is set aside for the run."""
 
@@ -96,12 +96,14 @@ class FailureKind(StrEnum):
 class Failure:
     """Failure as data: the one form in which an exception leaves an episode.
 
-    `stage` is where it happened (start, open, act, step, evaluate, close); `message` is for people.
+    `stage` is where it happened (start, open, act, step, evaluate, close); `message` is for people. `retryable`: who
+    failed says that the same call may succeed later.
     """
 
     kind: FailureKind
     stage: str
     message: str
+    retryable: bool = False
 
 
 class EpisodeKey(NamedTuple):

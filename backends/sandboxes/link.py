@@ -289,11 +289,11 @@ class LinkedSession:
 
 def _released() -> SandboxRefused:
     failure = Failure(FailureKind.PROTOCOL, "step", "the session was released; open a new one")
-    return SandboxRefused(failure, code=ErrorCode.UNKNOWN_SESSION, retryable=False)
+    return SandboxRefused(failure, code=ErrorCode.UNKNOWN_SESSION)
 
 
 def _refused(code: str, message: str, retryable: bool, stage: str) -> SandboxError:
     if code == ErrorCode.STEP_TIMEOUT:
         return SandboxLost(Failure(FailureKind.SANDBOX_HUNG, stage, message), suspect=True)
     kind = _KINDS.get(code, FailureKind.PROTOCOL)
-    return SandboxRefused(Failure(kind, stage, message), code=code, retryable=retryable)
+    return SandboxRefused(Failure(kind, stage, message, retryable), code=code)

@@ -81,6 +81,8 @@ class LocalBackend:
                 f"{environment} runs the agent's code; the local backend walls nothing off. Use --backend docker, or "
                 f"accept the risk with --unsafe-local or {UNSAFE_VARIABLE}=1"
             )
+        if self.spec.isolation != "shared":
+            raise Unavailable(f"{environment} needs isolation {self.spec.isolation!r}, which no backend offers yet")
         self._memory_mb = memory_mb
         self._max_body = max_body
         self._auto_install = auto_install
@@ -241,6 +243,13 @@ class LocalBackend:
             _kill_group(server.process)
 
     def _linked(self, name: SandboxId, hello: Hello) -> LinkedSandbox:
+        spec = self.spec
+        said = (hello.environment, hello.digest, hello.isolation, hello.deterministic, hello.runs_code)
+        known = (spec.name, spec.digest, spec.isolation, spec.deterministic, spec.runs_code)
+        if said != known:
+            raise SandboxError(
+                Failure(FailureKind.PROTOCOL, "start", f"the server says {said}, its environment.toml {known}")
+            )
         return LinkedSandbox(name, hello, limit_s=self._limit_s, max_body=self._max_body)
 
     def _log_path(self, name: SandboxId) -> Path:

@@ -144,7 +144,7 @@ class MemorySandbox:
             said = await self.call("open", spec.task)
             if not _known(spec.task):
                 failure = Failure(FailureKind.UNKNOWN_TASK, "open", f"unknown task {spec.task!r}")
-                raise SandboxRefused(failure, code="unknown_task", retryable=False)
+                raise SandboxRefused(failure, code="unknown_task")
         except BaseException:
             session.close()
             raise
@@ -162,7 +162,7 @@ class MemorySandbox:
         await self.call("solution", task)
         if not self._backend.with_solutions:
             failure = Failure(FailureKind.PROTOCOL, "solution", "this backend was not configured with solutions")
-            raise SandboxRefused(failure, code="forbidden", retryable=False)
+            raise SandboxRefused(failure, code="forbidden")
         words = ("one", "two", "three", "stop")
         return [orjson.dumps({"role": "assistant", "content": word}) for word in words]
 
@@ -184,7 +184,7 @@ class MemorySandbox:
             del self._waiting[number]
         if isinstance(fault, Refuse):
             failure = Failure(fault.kind, op, "refused as scripted")
-            raise SandboxRefused(failure, code=fault.code, retryable=False)
+            raise SandboxRefused(failure, code=fault.code)
         return fault if isinstance(fault, Say) else None
 
     async def _answered(self, op: str, fault: Fault | None) -> None:
@@ -264,7 +264,7 @@ class MemorySession:
     async def _call(self, op: str, action: bytes) -> Say | None:
         if self._closed:
             failure = Failure(FailureKind.PROTOCOL, op, "the session was released; open a new one")
-            raise SandboxRefused(failure, code="unknown_session", retryable=False)
+            raise SandboxRefused(failure, code="unknown_session")
         return await self._sandbox.call(op, self._spec.task, len(self._actions), action)
 
 
