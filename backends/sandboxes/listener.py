@@ -123,11 +123,7 @@ class Listener:
             message = f"the sandbox speaks protocol {hello.protocol}, this version {PROTOCOL}: stage it anew"
             expected.arrived.set_exception(SandboxError(Failure(FailureKind.PROTOCOL, "start", message)))
             return None
-        try:
-            sandbox = expected.make(hello)
-        except SandboxError as error:
-            expected.arrived.set_exception(error)
-            return None
+        sandbox = expected.make(hello)
         expected.arrived.set_result(sandbox)
         return sandbox
 

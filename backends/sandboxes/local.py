@@ -225,6 +225,12 @@ class LocalBackend:
         if serves != started:
             message = f"the server serves {' '.join(serves)}, but {' '.join(started)} was started"
             raise SandboxError(Failure(FailureKind.PROTOCOL, "start", message))
+        info, spec = sandbox.info, self.spec
+        if (info.isolation, info.deterministic, info.runs_code) != (spec.isolation, spec.deterministic, spec.runs_code):
+            message = (
+                f"{spec.name}'s environment.toml and its inside.py differ in isolation, deterministic or runs_code"
+            )
+            raise SandboxError(Failure(FailureKind.PROTOCOL, "start", message))
         server.sandbox = sandbox
         server.watcher = self._tasks.create_task(self._watch(server, sandbox, exited), name=f"watch-{server.id}")
         return sandbox
@@ -243,13 +249,6 @@ class LocalBackend:
             _kill_group(server.process)
 
     def _linked(self, name: SandboxId, hello: Hello) -> LinkedSandbox:
-        spec = self.spec
-        said = (hello.environment, hello.digest, hello.isolation, hello.deterministic, hello.runs_code)
-        known = (spec.name, spec.digest, spec.isolation, spec.deterministic, spec.runs_code)
-        if said != known:
-            raise SandboxError(
-                Failure(FailureKind.PROTOCOL, "start", f"the server says {said}, its environment.toml {known}")
-            )
         return LinkedSandbox(name, hello, limit_s=self._limit_s, max_body=self._max_body)
 
     def _log_path(self, name: SandboxId) -> Path:
