@@ -65,7 +65,7 @@ async def measure(
         "episodes_per_s": summary.episodes_per_s,
         "cpu_us_per_step": summary.cpu_us_per_step_orchestrator,
         "call_us_per_step": cpu / summary.steps * 1e6,
-        "sandbox_us_per_step": summary.cpu_us_per_step_sandbox,
+        "sandbox_us_per_step": summary.cpu_s_sandbox / summary.steps * 1e6,
         "peak_rss_mb": summary.peak_rss_mb,
         "running_median": median(running) if running else None,
         "running_max": max(running, default=None),

@@ -1,24 +1,27 @@
 """Conducts a run from the command line: installs, starts, shows progress, obeys signals, reports.
 
-The first SIGINT or SIGTERM drains, the second cancels; before the run has begun the first one cancels. The summary is
-printed when the run's directory is closed, so that what it says is on disk.
+The first SIGINT or SIGTERM drains, the second cancels; while the run is being prepared there is nothing to drain, and
+the first one cancels. The third ends the process as it stands, whatever holds it. The summary is printed when the run's
+directory is closed, so that what it says is on disk.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from backends.environments.catalog import find
 from orchestrator.cli.build import absolute, ensure_installed, orchestrator
 from orchestrator.cli.display import show
 from orchestrator.cli.exits import CANCELLED, FAILED, OK, UNFINISHED
 from orchestrator.cli.logs import RunLog
-from orchestrator.cli.output import counts, emit_json, say
+from orchestrator.cli.output import OutputLost, counts, emit_json, say
 from orchestrator.cli.summary import print_summary
 from orchestrator.errors import RolloutError, UsageError
 from orchestrator.rundir import RunDirectory
@@ -26,10 +29,16 @@ from orchestrator.types import REWARDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import FrameType
 
     from orchestrator.cli.config import RunConfig
     from orchestrator.facade import Orchestrator
     from orchestrator.summary import Summary
+
+ENOUGH: Final = 3
+"""Signals that end the process at once."""
+_SHOW_CURSOR: Final = "\x1b[?25h\n"
+"""The live display hides it."""
 
 
 def conduct(config: RunConfig, *, resume: bool, install: bool, json: bool, verbose: bool) -> int:
@@ -41,13 +50,14 @@ def conduct(config: RunConfig, *, resume: bool, install: bool, json: bool, verbo
         try:
             summary, cancelled = asyncio.run(_conduct(config, out, log, resume=resume, install=install))
         except asyncio.CancelledError:
-            say("cancelled before the run had begun")
+            begun = RunDirectory(out).store.exists()
+            say(f"cancelled: `rollout resume {out}` goes on" if begun else "cancelled before the run had begun")
             return CANCELLED
         except UsageError:
             if fresh and not RunDirectory(out).store.exists():
                 shutil.rmtree(out, ignore_errors=True)  # only what this very call had made
             raise
-    report(summary, json=json)
+    report(summary, out, json=json)
     if summary["state"] == "finished":
         return finished(summary, out)
     say(f"{'cancelled' if cancelled else 'drained'} before the end: `rollout resume {out}` goes on")
@@ -58,47 +68,71 @@ def finished(summary: Mapping[str, Any], out: Path) -> int:
     """The exit code of a run that collected all it was to: a failure where not one episode could be played."""
     if summary["outcomes"].keys() & {outcome.value for outcome in REWARDED}:
         return OK
-    failures = counts(summary["failures"])
+    failures = counts(summary["failures"] or summary["outcomes"])
     say(
         f"not one episode could be played ({failures}): see {out}/logs/rollout.log, then collect into another directory"
     )
     return FAILED
 
 
-def report(summary: Mapping[str, Any], *, json: bool) -> None:
-    """Print a summary as the last thing on stdout."""
-    if json:
-        emit_json(summary)
-    else:
-        print_summary(summary)
+def report(summary: Mapping[str, Any], out: Path, *, json: bool) -> None:
+    """Print the summary of the run in `out` as the last thing on stdout. Raises OutputLost, which says where it is."""
+    try:
+        if json:
+            emit_json(summary)
+        else:
+            print_summary(summary)
+    except OutputLost as error:
+        raise OutputLost(f"{error}; nothing of the run is lost: `rollout status {out} --json` prints it") from None
 
 
 class Interrupts:
-    """What signals do; `orch` is set while there is a run to drain."""
+    """What signals do; `orch` is set while there is a run to drain.
 
-    def __init__(self, task: asyncio.Task[Any]) -> None:
+    The loop drains and cancels. Signals are counted outside of it, so that a third one works although a policy holds
+    the loop, or will not be cancelled.
+    """
+
+    def __init__(self, task: asyncio.Task[Any], out: Path) -> None:
         self.orch: Orchestrator | None = None
         self.cancelled = False
         self._task = task
-        self._count = 0
+        self._out = out
+        self._arrived = self._obeyed = 0
 
     def install(self) -> None:
         """Take over SIGINT and SIGTERM."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.interrupt)
+            loop.add_signal_handler(number, self.obey)
+            signal.signal(number, self.arrive)  # the loop is woken as before; what is replaced did nothing
+            signal.siginterrupt(number, False)
 
-    def interrupt(self) -> None:
-        """One signal more."""
-        self._count += 1
-        if self.orch is None:
-            self._task.cancel()
-        elif self._count == 1:
+    def arrive(self, number: int, frame: FrameType | None) -> None:
+        """Called at once, between any two instructions of the program."""
+        self._arrived += 1
+        if self._arrived < ENOUGH:
+            return
+        shown = _SHOW_CURSOR if os.isatty(2) else ""
+        with suppress(OSError):
+            os.write(
+                2, f"{shown}ended at once; what was stored is kept: `rollout resume {self._out}` goes on\n".encode()
+            )
+        os._exit(CANCELLED)
+
+    def obey(self) -> None:
+        """Called by the loop, once a signal."""
+        self._obeyed += 1
+        if self.orch is None or not self.orch.progress().total:
+            if self._obeyed == 1:
+                say("cancelling: the run has not begun, there is nothing to drain")
+                self._task.cancel()
+        elif self._obeyed == 1:
             say("draining: running episodes are finished, no new ones begin; interrupt again to cancel them")
             self.orch.drain()
-        elif self._count == 2:
+        else:
             self.cancelled = True
-            say("cancelling: running episodes are given up; what is done is being stored")
+            say("cancelling: running episodes are given up, what is done is being stored; a third one ends all at once")
             self.orch.cancel()
 
 
@@ -108,7 +142,7 @@ async def _conduct(
     """The summary, and whether the run was cancelled."""
     task = asyncio.current_task()
     assert task is not None
-    interrupts = Interrupts(task)
+    interrupts = Interrupts(task, out)
     interrupts.install()
     await ensure_installed(find(config.env), install=install)
     async with orchestrator(config, out, resume=resume, listener=log.record) as orch:

@@ -7,6 +7,7 @@ fail to write or be absent without any effect on it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from orchestrator.summary import Progress
 
 LIVE_S: Final = 0.25
-PLAIN_S: Final = 5.0
+READINGS: Final = 20
+"""Readings a line where there is no terminal: one every five seconds."""
 _WINDOW_S: Final = 10.0
 
 
@@ -45,8 +47,8 @@ class Speedometer:
         self._readings: deque[tuple[float, int, int]] = deque()
         self._total = 0
 
-    def read(self, progress: Progress) -> Speed:
-        """Take in a reading. The first one only starts the window, and so does one of another plan.
+    def read(self, progress: Progress) -> Speed | None:
+        """Take in a reading. The first one only starts the window (None), and so does one of another plan.
 
         The total changes when the plan becomes known: what an earlier life of the run has done is no speed.
         """
@@ -59,35 +61,34 @@ class Speedometer:
             readings.popleft()
         since, done, steps = readings[0]
         if now <= since:
-            return Speed(0.0, 0.0, None)
+            return None
         episodes = (progress.done - done) / (now - since)
         left = progress.total - progress.done
         return Speed(episodes, (progress.steps - steps) / (now - since), left / episodes if episodes > 0 else None)
 
 
-def plain_line(progress: Progress, speed: Speed) -> str:
-    """The state of a run in one line."""
+def plain_line(progress: Progress, speed: Speed | None) -> str:
+    """The state of a run in one line; a speed that is not known yet is left out."""
     parts = [
-        f"{progress.done:,}/{progress.total:,} episodes ({_share(progress):.0%})",
-        f"{speed.episodes:,.1f} episodes/s",
-        f"{speed.steps:,.0f} steps/s",
+        f"{progress.done:,}/{progress.total:,} episodes ({_share(progress)})",
+        *([_rates(speed)] if speed is not None else []),
         f"reward {_reward(progress)}",
         f"running {progress.running:,}",
         f"sandboxes {progress.sandboxes_live}/{progress.sandboxes_target}",
         *([f"failures: {counts(progress.failures)}"] if progress.failures else []),
-        *([f"ETA {duration(speed.eta_s)}"] if speed.eta_s is not None else []),
+        *([f"ETA {duration(speed.eta_s)}"] if speed is not None and speed.eta_s is not None else []),
         *_state(progress),
     ]
     return f"{duration(progress.elapsed_s):>7}  {', '.join(parts)}"
 
 
-def panel(title: str, progress: Progress, speed: Speed) -> RenderableType:
+def panel(title: str, progress: Progress, speed: Speed | None) -> RenderableType:
     """The state of a run in a few lines, each cut at the terminal's width."""
-    done = f"{progress.done:,} of {progress.total:,} episodes ({_share(progress):.0%})"
-    eta = f", {duration(speed.eta_s)} left" if speed.eta_s is not None else ""
+    done = f"{progress.done:,} of {progress.total:,} episodes ({_share(progress)})"
+    eta = f", {duration(speed.eta_s)} left" if speed is not None and speed.eta_s is not None else ""
     lines = [
         f"{done} in {duration(progress.elapsed_s)}{eta}",
-        f"speed      {speed.episodes:,.1f} episodes/s, {speed.steps:,.0f} steps/s",
+        f"speed      {'not known yet' if speed is None else _rates(speed)}",
         f"in flight  {progress.running:,} running, {progress.waiting:,} waiting, {progress.uncommitted:,} to store",
         f"reward     {_reward(progress)}",
         f"outcomes   {counts(progress.outcomes) or 'none yet'}",
@@ -129,16 +130,23 @@ async def _show_live(console: Console, title: str, read: Callable[[], Progress])
 
 
 async def _show_plain(read: Callable[[], Progress]) -> None:
+    """Read as often as on a terminal, else the first line could not know the speed since the plan became known."""
     speedometer = Speedometer()
-    speedometer.read(read())
-    while True:
-        await asyncio.sleep(PLAIN_S)
+    for reading in itertools.count():
         progress = read()
-        await asyncio.to_thread(say, plain_line(progress, speedometer.read(progress)))
+        speed = speedometer.read(progress)
+        if reading and reading % READINGS == 0:
+            await asyncio.to_thread(say, plain_line(progress, speed))
+        await asyncio.sleep(LIVE_S)
 
 
-def _share(progress: Progress) -> float:
-    return progress.done / progress.total if progress.total else 0.0
+def _rates(speed: Speed) -> str:
+    return f"{speed.episodes:,.1f} episodes/s, {speed.steps:,.0f} steps/s"
+
+
+def _share(progress: Progress) -> str:
+    share = f"{progress.done / progress.total if progress.total else 0.0:.0%}"
+    return f"{share}, {progress.done_before:,} before the resume" if progress.done_before else share
 
 
 def _reward(progress: Progress) -> str:

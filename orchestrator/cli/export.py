@@ -42,7 +42,7 @@ def export(
 
     if outcome is not None and outcome not in set(Outcome):
         raise unknown("outcome", outcome, Outcome)
-    count = unreadable = 0
+    count, unreadable, example = 0, 0, ""
     with Run.open(run) as opened, _open(out) as file:
         row: Callable[[Trajectory], dict[str, Any]] = opened.to_openai if format_ == "openai" else _rows(opened)
         for trajectory in opened.episodes("key"):
@@ -52,12 +52,12 @@ def export(
                 line = orjson.dumps(row(trajectory), option=orjson.OPT_APPEND_NEWLINE)
             except SandboxError as error:
                 unreadable += 1
-                say(f"left out: {printable(str(trajectory.key))}: {printable(str(error))}")
+                example = f"{trajectory.key}: {error}"
                 continue
             file.write(line)
             count += 1
     if unreadable:
-        say(f"{unreadable:,} episodes could not be read and are left out")
+        say(f"{unreadable:,} episodes cannot be read and are left out, such as {printable(example)}")
     say(f"{count:,} episodes{'' if str(out) in _STDOUT else f' in {out}'}")
 
 

@@ -28,7 +28,7 @@ def resume(
     with Run.open(run) as opened:
         config, summary = opened.meta.config, opened.summary
     if summary is not None:
-        report(summary | {"out": str(run)}, json=json)
+        report(summary | {"out": str(run)}, run, json=json)
         return
     if not config:
         raise UsageError(

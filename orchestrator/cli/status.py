@@ -29,7 +29,7 @@ def status(
         if plot is not None:
             draw(f"{opened.meta.environment}, run {opened.meta.run}", course(opened.episodes()), plot)
             summary["plot"] = str(plot)
-    report(summary, json=json)
+    report(summary, run, json=json)
     if summary["state"] == "unfinished":
         say(f"no process works on it: `rollout resume {run}` goes on")
 

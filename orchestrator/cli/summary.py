@@ -31,25 +31,32 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "episodes", f"{summary['episodes']:,}{of}: {counts(summary['outcomes']) or 'none'}"
     if summary["reward_mean"] is not None:
         yield "reward", f"{summary['reward_mean']:.4f} mean, {summary['reward_one']:,} of exactly 1.0"
-    if summary["wall_s"] is not None:
-        yield "speed", f"{summary['episodes_per_s']:,.1f} episodes/s, {summary['steps_per_s']:,.0f} steps/s"
-        yield "steps", f"{summary['steps']:,} in {duration(summary['wall_s'])}"
-    else:
-        yield "steps", f"{summary['steps']:,}"
-    if summary["cpu_us_per_step_orchestrator"] is not None:
-        ours, theirs = summary["cpu_us_per_step_orchestrator"], summary["cpu_us_per_step_sandbox"]
-        yield "CPU a step", f"{ours:,.1f} us orchestrator, {theirs:,.1f} us sandboxes"
-    if summary["peak_rss_mb"] is not None:
-        yield "peak memory", f"{summary['peak_rss_mb']:,.0f} MB (orchestrator)"
+    yield "steps", f"{summary['steps']:,}"
     if summary["model_calls"]:
         tokens = f"{summary['prompt_tokens']:,} prompt and {summary['completion_tokens']:,} completion tokens"
         yield "model", f"{summary['model_calls']:,} calls, {tokens}"
-    if summary.get("failures"):
-        yield "failures", counts(summary["failures"])
     yield "recovered", f"{summary['recovered_episodes']:,} episodes"
     yield "delivery", f"{summary['duplicates']:,} duplicates, {summary['redelivered']:,} redelivered"
+    if summary["wall_s"] is not None:
+        yield from _life(summary)
     if left_out := summary.get("left_out"):
         yield "left out", f"{counts({name: one['count'] for name, one in left_out.items()})} (`rollout tasks` says why)"
     yield "data", str(summary["out"])
     if "plot" in summary:
         yield "plot", summary["plot"]
+
+
+def _life(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The figures of the last life alone; after a resume they are said to be."""
+    done = f"{summary['life_episodes']:,} episodes and {summary['life_steps']:,} steps in {duration(summary['wall_s'])}"
+    if summary["lives"] > 1:
+        yield "since resume", f"{done}; the figures down to failures are of these alone"
+    else:
+        yield "time", done
+    yield "speed", f"{summary['episodes_per_s']:,.1f} episodes/s, {summary['steps_per_s']:,.0f} steps/s"
+    ours, theirs = summary["cpu_us_per_step_orchestrator"], summary["cpu_us_per_step_sandbox"]
+    if ours is not None:
+        sandboxes = "" if theirs is None else f", {theirs:,.1f} us sandboxes"
+        yield "CPU a step", f"{ours:,.1f} us orchestrator{sandboxes}"
+    yield "peak memory", f"{summary['peak_rss_mb']:,.0f} MB (orchestrator)"
+    yield "failures", counts(summary["failures"]) or "none"

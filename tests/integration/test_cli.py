@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.records import EpisodeBuffer, header
 from orchestrator.store import RunMeta, schema
-from orchestrator.types import RunId
+from orchestrator.store.commit import Committer, Row
+from orchestrator.types import EpisodeKey, Observation, Outcome, RunId, StopReason, Trajectory
 
 ROLLOUT = Path(sys.executable).with_name("rollout")
 FIGURES = {
@@ -28,6 +30,13 @@ def rollout(*arguments: str | Path, cwd: Path | None = None, **variables: str) -
     environ = os.environ | {"COLUMNS": "100", "ROLLOUT_HOME": str(HOME)} | variables
     command = [str(ROLLOUT), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with a redirection."""
+    environ = os.environ | {"COLUMNS": "100", "ROLLOUT_HOME": str(HOME)}
+    line = f"{ROLLOUT} {command}"
+    return subprocess.run(line, shell=True, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
 
 HOME = Path()
@@ -55,6 +64,16 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     assert not done.stdout
     assert "Traceback" not in done.stderr
     return " ".join(done.stderr.replace("│", " ").split())
+
+
+def played(task: str, observation: bytes, details: bytes) -> Trajectory:
+    """An episode of one observation."""
+    buffer = EpisodeBuffer(header("toy", "0" * 16))
+    buffer.observe(Observation(observation))
+    return Trajectory(
+        key=EpisodeKey(task, 0, 0), attempt=1, outcome=Outcome.COMPLETED, stop_reason=StopReason.DONE, reward=1.0,
+        steps=0, buffer=bytes(buffer.data), details=details,
+    )  # fmt: skip
 
 
 def test_collect_prints_one_object_and_nothing_else(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -130,6 +149,85 @@ def test_export_to_stdout_and_to_an_impossible_place(finished: tuple[Path, dict[
     assert len(rollout("export", out, "--out", "-").stdout.splitlines()) == 128
     assert "cannot write" in refused(rollout("export", out, "--out", tmp_path / "none" / "rows.jsonl"))
     assert "is not one of 'jsonl', 'openai'" in refused(rollout("export", out, "--out", "-", "--format", "csv"))
+
+
+def test_export_keeps_what_is_no_regular_file_and_writes_to_it(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, _ = finished
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with (tmp_path / "read").open("wb") as read, subprocess.Popen(["cat", pipe], stdout=read) as reader:
+        try:
+            done = rollout("export", out, "--out", pipe)
+            reader.wait(30)
+        finally:
+            reader.kill()
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "read").read_text(encoding="utf-8").splitlines()) == 128
+    assert pipe.is_fifo()
+    device = tmp_path / "device"
+    device.symlink_to("/dev/full")
+    assert f"cannot write {device}: No space left on device" in refused(rollout("export", out, "--out", device))
+    assert device.is_char_device()
+    assert device.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "pipe", "read"]
+
+
+def test_export_through_a_link_replaces_its_target(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, _ = finished
+    (tmp_path / "kept").mkdir()
+    link, target = tmp_path / "rows.jsonl", tmp_path / "kept" / "old.jsonl"
+    link.symlink_to(target)
+    for before in (None, "old\n"):
+        if before is not None:
+            target.write_text(before, encoding="utf-8")
+        assert rollout("export", out, "--out", link).returncode == 0
+        assert link.is_symlink()
+        assert len(target.read_text(encoding="utf-8").splitlines()) == 128
+    assert [path.name for path in target.parent.iterdir()] == ["old.jsonl"]
+
+
+def test_export_parses_what_a_sandbox_sent_and_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
+    connection = schema.create(tmp_path / "run.sqlite", RunMeta(RunId("r"), "toy", "0" * 16, 0, 0.0, {}))
+    forged = b'0}\n{"key":"forged","reward":1.0,"details":0'
+    bodies = [(b'{"messages":[]}', forged), (b'{"messages":[]}', b'{\n "total": 1}'), (b"\xff{", b"{}")]
+    stored = [Row(played(f"toy_{number}", *body), None) for number, body in enumerate(bodies)]
+    Committer(connection, tmp_path / "run.sqlite", 1).commit(stored, {})
+    connection.close()
+    for form, details in (("jsonl", [forged.decode(), {"total": 1}]), ("openai", [None, None])):
+        done = rollout("export", tmp_path, "--format", form, "--out", "-")
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [row["key"] for row in rows] == ["toy_0/0/0", "toy_1/0/0"], done.stderr
+        assert [row.get("details") for row in rows] == details
+        assert "1 episodes cannot be read and are left out, such as toy_2/0/0: environment at observe" in done.stderr
+
+
+@pytest.mark.parametrize("redirect", ["> /dev/full", ">&-"])
+def test_a_result_that_cannot_be_written_is_said_with_where_it_is(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, redirect: str
+) -> None:
+    out, _ = finished
+    run = tmp_path / "run"
+    again = f"`rollout status {run} --json` prints it"
+    for command, said in (
+        (f"collect --env toy --episodes 4 --out {run} --json", again),
+        (f"status {run}", again),
+        (f"show {out}", "cannot write to stdout: "),
+        (f"export {out} --out -", "cannot write to stdout: "),
+        ("tasks --env toy", "cannot write to stdout: "),
+    ):
+        done = shell(f"{command} {redirect}")
+        *_, last = done.stderr.splitlines()
+        assert (done.returncode, said in last, last.startswith("rollout: cannot write to stdout: ")) == (1, True, True)
+        assert "Traceback" not in done.stderr
+    assert json.loads(rollout("status", run, "--json").stdout)["state"] == "finished"
+
+
+@pytest.mark.parametrize("redirect", ["2> /dev/full", "2>&-", "2>&- <&-"])
+def test_a_run_goes_on_where_nothing_can_be_said(tmp_path: Path, redirect: str) -> None:
+    done = shell(f"collect --env toy --episodes 4 --out {tmp_path}/run --json --verbose {redirect}")
+    assert (done.returncode, json.loads(done.stdout)["episodes"]) == (0, 4)
 
 
 def test_a_plot_is_drawn(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ ROLLOUT = Path(sys.executable).with_name("rollout")
 EPISODES = 128
 HELD = 6
 """Stored at least, when every place is taken by an episode that waits for the file `go`."""
+NOT_BEGUN = [
+    "cancelling: the run has not begun, there is nothing to drain",
+    "cancelled before the run had begun",
+]
 SCRIPT = """
 import asyncio
 from pathlib import Path
@@ -37,6 +41,14 @@ async def act(view, ctx):
     while ctx.key.sample == 1 and not Path(__file__).with_name("go").exists():
         await asyncio.sleep(0.02)
     return "add 1" if view.turn < 5 else "stop"
+"""
+SPIN = """
+from pathlib import Path
+
+def act(view, ctx):
+    Path(__file__).with_name("in").touch()
+    while True:
+        pass
 """
 
 
@@ -164,7 +176,43 @@ def test_a_signal_before_the_run_has_begun_ends_it(home: Path, arguments: list[s
     with started(home, arguments) as process:
         stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stdout) == (130, "")
-    assert stderr == "cancelled before the run had begun\n"
+    assert stderr.splitlines() == NOT_BEGUN
+
+
+def test_a_signal_while_the_run_is_prepared_cancels_it_at_once(
+    home: Path, arguments: list[str], tmp_path: Path
+) -> None:
+    log = tmp_path / "run" / "logs" / "rollout.log"
+    with started(home, [*arguments, "--task-id", "open_hang", "--step-timeout", "100"]) as process:
+        wait_until(lambda: log.exists() and "answers after" in log.read_text("utf-8"), "the first sandbox")
+        servers = servers_of(process.pid)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines() == NOT_BEGUN
+    assert servers
+    wait_until(lambda: all(map(gone, servers)), "the servers to end")
+
+
+def test_a_third_signal_ends_a_run_whose_policy_holds_the_loop(
+    home: Path, arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(SPIN, encoding="utf-8")
+    with started(home, arguments) as process:
+        wait_until((tmp_path / "in").exists, "the policy")
+        servers = servers_of(process.pid)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            time.sleep(0.1)  # else the system may take two of a kind for one
+            assert process.poll() is None
+            process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr == f"ended at once; what was stored is kept: `rollout resume {tmp_path}/run` goes on\n"
+    assert len(servers) == 2
+    wait_until(lambda: all(map(gone, servers)), "the servers to die with their orchestrator")
+    (tmp_path / "mine.py").write_text(SCRIPT, encoding="utf-8")
+    (tmp_path / "go").touch()
+    assert finish(home, tmp_path / "run")["outcomes"] == {"completed": EPISODES}
 
 
 def test_a_kill_leaves_no_server_and_loses_nothing(home: Path, arguments: list[str], tmp_path: Path) -> None:
