@@ -10,13 +10,15 @@ import asyncio
 import os
 import random
 import signal
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from orchestrator.testing.leaks import servers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
+
+_LOOK_S: Final = 0.02
 
 
 class Hit(NamedTuple):
@@ -80,28 +82,28 @@ async def killed(
     *,
     after_s: float,
     log: Path,
+    begun: Callable[[], Awaitable[bool]] | None = None,
     number: signal.Signals = signal.SIGKILL,
-    environ: Mapping[str, str] | None = None,
 ) -> int:
     """Run a command, send it a signal after `after_s` seconds unless it ends before, and wait for its end.
 
-    Its output is appended to `log`. Returns its exit code, negative for the signal it died of. Cancelled: the command
-    is killed and waited for.
+    The seconds count from the start, or from when `begun` first holds. The command's output is appended to `log`.
+    Returns its exit code, negative for the signal it died of. Cancelled: the command is killed and waited for.
     """
     output = await asyncio.to_thread(log.open, "ab")
     with output:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=environ
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
         )
+    ending = asyncio.create_task(process.wait(), name="end-of-command")
     try:
-        try:
-            async with asyncio.timeout(after_s):
-                return await process.wait()
-        except TimeoutError:
-            if process.returncode is None:
-                process.send_signal(number)
-        return await process.wait()
+        while begun is not None and not ending.done() and not await begun():
+            await asyncio.wait({ending}, timeout=_LOOK_S)
+        await asyncio.wait({ending}, timeout=after_s)
+        if not ending.done():
+            process.send_signal(number)
+        return await asyncio.shield(ending)
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+        await asyncio.wait({ending})

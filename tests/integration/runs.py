@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from orchestrator.retry import RetryPolicy
 from policies.agents.scripted import ScriptedPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -113,6 +114,14 @@ async def play(
     async with orchestrator, chaos or nullcontext():
         summary = await orchestrator.run(split=split, tasks=tasks, episodes=episodes, group_size=group_size)
     return Played(summary, await read(out), events, orchestrator)
+
+
+async def until(holds: Callable[[], Awaitable[bool]], what: str, within_s: float = 30.0) -> None:
+    """Look again and again until it holds."""
+    ends = time.monotonic() + within_s
+    while not await holds():
+        assert time.monotonic() < ends, f"waited {within_s:g} s in vain for {what}"
+        await asyncio.sleep(0.02)
 
 
 async def read(out: Path) -> dict[EpisodeKey, Trajectory]:
