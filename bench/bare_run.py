@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
+from uuid import uuid4
 
 import orjson
 
@@ -55,7 +56,10 @@ class Tally:
 async def measure(*, split: str, concurrency: int, episodes: int, sandboxes: int, seed: int) -> Row:
     """Exchange it all and return the row."""
     backend = BareBackend("bfcl")
-    backend.configure(run=RunId("bare"), with_solutions=True, logs=None, call_limit_s=STEP_TIMEOUT_S)
+    label = RunId(
+        f"bare-{uuid4().hex[:12]}"
+    )  # its own: a backend ends servers that an earlier one left under its label
+    backend.configure(run=label, with_solutions=True, logs=None, call_limit_s=STEP_TIMEOUT_S)
     async with backend:
         links = [await backend.create() for _ in range(sandboxes)]
         scripts = await _scripts(links[0], split, episodes, seed)
