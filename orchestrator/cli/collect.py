@@ -70,7 +70,7 @@ def collect(
 ) -> None:
     """Collect episodes into a new run directory.
 
-    The first Ctrl-C drains: what runs is finished, nothing new begins. The second cancels.
+    The first Ctrl-C drains: what runs is finished, nothing new begins. The second cancels. The third ends all at once.
 
     In any case, and after a crash too, `rollout resume DIR` goes on.
     """

@@ -1,7 +1,8 @@
 """The command `rollout`: its commands and its exit codes.
 
-0 done; 1 the run failed; 2 the command was used wrongly (one line says what to do); 3 drained before the end, go on
-with `rollout resume DIR`; 130 cancelled. Commands import what they need when they run, so that `--help` is quick.
+0 done; 1 the run failed, or stdout could not be written; 2 the command was used wrongly (one line says what to do);
+3 drained before the end, go on with `rollout resume DIR`; 130 cancelled. Commands import what they need when they run,
+so that `--help` is quick.
 """
 
 from __future__ import annotations

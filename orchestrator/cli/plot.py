@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from orchestrator.errors import Unavailable
+from orchestrator.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ def course(trajectories: Iterable[Trajectory]) -> Course:
 
 
 def draw(title: str, shown: Course, path: Path) -> None:
-    """Write the picture as PNG. Raises Unavailable without matplotlib."""
+    """Write the picture as PNG. Raises Unavailable without matplotlib, UsageError where it cannot be written."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -62,5 +62,8 @@ def draw(title: str, shown: Course, path: Path) -> None:
     room = max([1.0, *(mean for _, mean, _ in shown.rewards)]) * 1.2
     by_kind.set(xlabel="mean reward", xlim=(min([0.0, *(mean for _, mean, _ in shown.rewards)]), room))
     by_kind.invert_yaxis()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, format="png")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another place") from None

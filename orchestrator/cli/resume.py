@@ -18,7 +18,8 @@ def resume(
 ) -> None:
     """Go on with an unfinished run, with the episodes in flight too. A finished one prints its summary again.
 
-    Everything is as the run was started; the options given here override it.
+    Everything is as the run was started; the options given here override it. The summary is of the whole run, but for
+    its times, rates, CPU, memory and failures: these are of the time since the resume.
     """
     from orchestrator.cli.conduct import conduct, report
     from orchestrator.cli.config import stored

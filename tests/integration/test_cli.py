@@ -236,6 +236,7 @@ def test_a_plot_is_drawn(finished: tuple[Path, dict[str, Any]], tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
     assert "run.png" in done.stdout
+    assert "cannot write /dev/full: No space left on device" in refused(rollout("status", out, "--plot", "/dev/full"))
 
 
 def test_tasks_lists_ids_alone_on_stdout() -> None:
