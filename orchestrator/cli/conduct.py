@@ -8,6 +8,7 @@ directory is closed, so that what it says is on disk.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from orchestrator.cli.exits import CANCELLED, FAILED, OK, UNFINISHED
 from orchestrator.cli.logs import RunLog
 from orchestrator.cli.output import OutputLost, counts, emit_json, say
 from orchestrator.cli.summary import print_summary
-from orchestrator.errors import RolloutError, UsageError
+from orchestrator.errors import RolloutError, RunFailed, UsageError
 from orchestrator.rundir import RunDirectory
 from orchestrator.types import REWARDED
 
@@ -57,11 +58,25 @@ def conduct(config: RunConfig, *, resume: bool, install: bool, json: bool, verbo
             if fresh and not RunDirectory(out).store.exists():
                 shutil.rmtree(out, ignore_errors=True)  # only what this very call had made
             raise
+        except RolloutError:
+            raise
+        except Exception as error:  # a defect of ours: its traceback is for the log, which says where
+            if log.file is None:
+                raise
+            logging.getLogger("rollout").exception("the run ended on an internal error")
+            raise RunFailed(_defect(error, out, log.file)) from None
     report(summary, out, json=json)
     if summary["state"] == "finished":
         return finished(summary, out)
     say(f"{'cancelled' if cancelled else 'drained'} before the end: `rollout resume {out}` goes on")
     return CANCELLED if cancelled else UNFINISHED
+
+
+def _defect(error: Exception, out: Path, log: Path) -> str:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    said = f"internal error, {type(error).__name__}: {error}; its traceback is in {log}"
+    return f"{said}; what was stored is kept: `rollout resume {out}` goes on"
 
 
 def finished(summary: Mapping[str, Any], out: Path) -> int:

@@ -120,10 +120,19 @@ def load(path: Path | None, given: Mapping[str, object]) -> RunConfig:
             raise unknown(part, name, known)
     merged = _merge(source.values, given)
     try:
-        return RunConfig.model_validate(merged)
+        return _consistent(RunConfig.model_validate(merged))
     except ValidationError as error:
         known_keys = {*RunConfig.model_fields, *(key for part in _PARTS for key in _keys(part))}
         raise UsageError("\n".join(source.explain(one, given, known_keys) for one in error.errors())) from None
+
+
+def _consistent(config: RunConfig) -> RunConfig:
+    """Refuse what would change nothing."""
+    if config.split and config.task_id:
+        raise UsageError("give --split or --task-id, not both: a task is taken from whichever split has it")
+    if config.max_unacked is not None and config.consumer is None:
+        raise UsageError("--max-unacked says how far a consumer may be behind: name it with --consumer")
+    return config
 
 
 def stored(values: Mapping[str, object], given: Mapping[str, object]) -> RunConfig:

@@ -44,6 +44,8 @@ class RunLog:
         self._level = level.upper()
         self._held = logging.handlers.MemoryHandler(_HELD, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
         self._handlers: list[logging.Handler] = [self._held]
+        self.file: Path | None = None
+        """Where it is written, once the run's directory is ours."""
         self._known: set[FailureKind] | None = None if stderr else set()
         if stderr:
             self._handlers.append(_formatted(logging.StreamHandler(sys.stderr)))
@@ -73,6 +75,7 @@ class RunLog:
             logging.getLogger(name).removeHandler(self._held)
             logging.getLogger(name).addHandler(file)
         self._handlers.append(file)
+        self.file = path
 
     def record(self, event: Event) -> None:
         """Write an event to the log; the listener of a run. The first failure of each kind is said on stderr too."""

@@ -23,6 +23,21 @@ FIGURES = {
     "completion_tokens", "recovered_episodes", "duplicates", "redelivered", "run", "out", "state",
 }  # fmt: skip
 BROKEN = "from nowhere import nothing\n"
+DEFECT = """
+from orchestrator.cli.main import main
+from orchestrator.scheduler import Record, Scheduler
+
+handle = Scheduler.handle
+
+def broken(self, event, now):
+    commands = handle(self, event, now)
+    if any(isinstance(command, Record) for command in commands):
+        raise KeyError("a defect")
+    return commands
+
+Scheduler.handle = broken
+main()
+"""
 
 
 def rollout(*arguments: str | Path, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -332,6 +347,18 @@ def test_a_run_that_cannot_play_one_episode_fails_and_says_why_at_once(tmp_path:
     assert (tmp_path / "run/logs/rollout.log").read_text(encoding="utf-8").count("ValueError: no idea") >= 8
     assert "failed at act, policy: ValueError: no idea" in rollout("show", tmp_path / "run", "toy_0").stdout
     assert rollout("resume", tmp_path / "run").returncode == 0
+
+
+def test_an_internal_error_is_a_line_its_traceback_is_in_the_log_and_resume_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "defect.py").write_text(DEFECT, "utf-8")
+    command = [sys.executable, "defect.py", "collect", "--env", "toy", "--out", "run", "--json"]
+    environ = os.environ | {"ROLLOUT_HOME": str(HOME)}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("rollout: internal error, KeyError: 'a defect'; its traceback is in run/logs/")
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" in (tmp_path / "run/logs/rollout.log").read_text(encoding="utf-8")
+    assert json.loads(rollout("resume", tmp_path / "run", "--json").stdout)["outcomes"] == {"completed": 64}
 
 
 def test_a_run_that_python_started_is_gone_on_with_in_python(tmp_path: Path) -> None:

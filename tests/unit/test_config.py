@@ -117,6 +117,14 @@ def test_what_an_option_gets_wrong_is_shown_as_the_option(tmp_path: Path) -> Non
         load(None, {"env": "toy", "policy": "chatt"})
 
 
+def test_an_option_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="give --split or --task-id, not both"):
+        load(write(tmp_path, "env: toy\nsplit: toy:val\n"), {"task_id": ("toy_1",)})
+    with pytest.raises(UsageError, match="name it with --consumer"):
+        load(None, {"env": "toy", "max_unacked": 3})
+    assert load(None, {"env": "toy", "max_unacked": 3, "consumer": "trainer"}).max_unacked == 3
+
+
 def test_a_missing_file_and_a_folder_say_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read the configuration .*none\.yaml"):
         load(tmp_path / "none.yaml", {})
