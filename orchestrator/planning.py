@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ def resolve(
     """Groups of `group_size` over the tasks: one round, or `episodes` episodes. Raises UsageError."""
     if not tasks:
         raise UsageError(f"the split {split or '(default)'!r} has no task that can run here")
+    if twice := [task for task, count in Counter(tasks).items() if count > 1]:
+        raise UsageError(f"{twice[0]!r} is named more than once; use group_size for more samples of a task")
     wanted = len(tasks) * group_size if episodes is None else episodes
     if wanted % group_size:
         raise UsageError(f"{wanted} episodes are not a whole number of groups of {group_size}")

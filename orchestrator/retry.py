@@ -48,9 +48,14 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """`max_tries` counts all tries of one episode; pauses double from `first_delay_s` up to `max_delay_s` seconds."""
+    """`max_tries` counts all tries of one episode; pauses double from `first_delay_s` up to `max_delay_s` seconds.
+
+    An endpoint that is away fails all episodes at once, and comes back for all: `model_tries` is patient (about half an
+    hour with the pauses as they are), so that an outage costs time and no episode.
+    """
 
     max_tries: int = 4
+    model_tries: int = 64
     first_delay_s: float = 0.5
     max_delay_s: float = 30.0
 
@@ -59,7 +64,8 @@ class RetryPolicy:
         kind = failure.kind
         outcome = Outcome.ENV_FAILED if kind in _ENVIRONMENT or kind in _NEW_ATTEMPT else Outcome.INFRA_FAILED
         same_attempt = kind in _SAME_ATTEMPT or failure.retryable
-        if tries >= self.max_tries or not (same_attempt or kind in _NEW_ATTEMPT):
+        limit = self.model_tries if kind is FailureKind.MODEL_UNAVAILABLE else self.max_tries
+        if tries >= limit or not (same_attempt or kind in _NEW_ATTEMPT):
             return GiveUp(outcome)
-        delay = min(self.first_delay_s * 2.0 ** (tries - 1), self.max_delay_s)
+        delay = min(self.first_delay_s * 2.0 ** min(tries - 1, 30), self.max_delay_s)
         return Again(delay, new_attempt=kind in _NEW_ATTEMPT)

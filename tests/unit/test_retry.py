@@ -36,20 +36,28 @@ def test_every_kind_has_its_row() -> None:
 
 @pytest.mark.parametrize("kind", FailureKind)
 def test_the_table(kind: FailureKind) -> None:
-    policy = RetryPolicy(max_tries=3, first_delay_s=0.5)
+    policy = RetryPolicy(max_tries=3, model_tries=5, first_delay_s=0.5)
     verdict, outcome = TABLE[kind]
-    for tries in (1, 2):
+    limit = 5 if kind is KIND.MODEL_UNAVAILABLE else 3  # an outage is for all, and ends for all
+    for tries in range(1, limit):
         decided = policy.decide(failure(kind), tries)
         if verdict is NO:
             assert decided == GiveUp(outcome)
         else:
             assert decided == Again(0.5 * 2 ** (tries - 1), new_attempt=verdict is NEW)
-    assert policy.decide(failure(kind), 3) == GiveUp(outcome)
+    assert policy.decide(failure(kind), limit) == GiveUp(outcome)
+
+
+def test_what_says_it_may_succeed_later_is_tried_again() -> None:
+    once = Failure(KIND.ENVIRONMENT, "open", "a download is under way", retryable=True)
+    policy = RetryPolicy(max_tries=3, first_delay_s=0.5)
+    assert policy.decide(once, 1) == Again(0.5, new_attempt=False)
+    assert policy.decide(once, 3) == GiveUp(Outcome.ENV_FAILED)
 
 
 @given(kind=st.sampled_from(FailureKind), tries=st.integers(1, 200), most=st.integers(1, 200))
 def test_no_failure_becomes_a_reward_or_lasts_for_ever(kind: FailureKind, tries: int, most: int) -> None:
-    policy = RetryPolicy(max_tries=most, first_delay_s=0.1, max_delay_s=30.0)
+    policy = RetryPolicy(max_tries=most, model_tries=most, first_delay_s=0.1, max_delay_s=30.0)
     match policy.decide(failure(kind), tries):
         case GiveUp(outcome):
             assert outcome not in REWARDED
