@@ -59,9 +59,8 @@ class _Server:
 class LocalBackend:
     """Sandboxes as subprocesses of this process.
 
-    `environment` names an environment of the catalogue. `call_limit_s` is how long a server may make no progress before
-    it counts as hung (the engine's step timeout plus a grace is the default of the orchestrator). `memory_mb` bounds a
-    server's address space. An environment that runs code is refused unless `unsafe` or ROLLOUT_UNSAFE_LOCAL=1 says so.
+    `environment` names an environment of the catalogue. `memory_mb` bounds a server's address space, `max_body` a body in
+    bytes. An environment that runs code is refused unless `unsafe` or ROLLOUT_UNSAFE_LOCAL=1 says so.
     An environment that is not installed is installed on entering, unless `auto_install` is False.
     """
 
@@ -78,7 +77,7 @@ class LocalBackend:
         self.environment = self.spec.name
         if self.spec.runs_code and not (unsafe or os.environ.get(UNSAFE_VARIABLE) == "1"):
             raise Unavailable(
-                f"{environment} runs the agent's code; the local backend walls nothing off. Use --backend docker, or "
+                f"{environment} runs the agent's code, and the local backend walls nothing off: use containers, or "
                 f"accept the risk with --unsafe-local or {UNSAFE_VARIABLE}=1"
             )
         if self.spec.isolation != "shared":
