@@ -59,7 +59,7 @@ class _Server:
 class LocalBackend:
     """Sandboxes as subprocesses of this process.
 
-    `environment` names an environment of the catalogue. `memory_mb` bounds a server's address space, `max_body` a body in
+    `environment` names one of the catalogue. `memory_mb` bounds a server's address space, `max_body` a body in
     bytes. An environment that runs code is refused unless `unsafe` or ROLLOUT_UNSAFE_LOCAL=1 says so.
     An environment that is not installed is installed on entering, unless `auto_install` is False.
     """
