@@ -133,6 +133,8 @@ class Orchestrator:
         self._drain_asked = False
         self._running: Engine | None = None
         """The engine while it runs."""
+        self._delivering: asyncio.Task[None] | None = None
+        """The task that gives groups to the queue."""
         self._preparing: asyncio.Task[Any] | None = None
         """The task that prepares the run, until there is an engine to cancel."""
         self.summary: Summary | None = None
@@ -250,6 +252,8 @@ class Orchestrator:
         """
         if self._engine is not None:
             self._engine.cancel()
+            if self._delivering is not None:
+                self._delivering.cancel()
         elif self._preparing is not None:
             self._preparing.cancel()
 
@@ -462,12 +466,13 @@ class Orchestrator:
         """Run the engine and a delivery; the first error ends both."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                delivering = tasks.create_task(delivery, name="delivery")
+                delivering = self._delivering = tasks.create_task(delivery, name="delivery")
                 await self._run(engine)
                 if not engine.complete:  # drained or cancelled: what is released stays in the outbox for the resume
                     delivering.cancel()
         except* RolloutError as errors:
             raise first_error(errors) from None
+        engine.complete = engine.complete and not delivering.cancelled()
 
     async def _conclude(self, engine: Engine) -> Summary:
         store = self._need_store()
