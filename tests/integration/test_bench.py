@@ -60,7 +60,7 @@ def bench(name: str, *arguments: str, cwd: Path) -> dict[str, Any]:
 class TestCommand:
     def test_overhead(self, tmp_path: Path) -> None:
         result = bench("overhead", "--episodes", "40", "--seed", "3", cwd=tmp_path)
-        for name in ("cpu_us_per_step", "bare_us_per_step", "ratio_to_bare", "sandbox_us_per_step", "steps_per_s"):
+        for name in ("cpu_us_per_step", "bare_us_per_step", "ratio_to_bare", "steps_per_s"):
             assert list(result[name]) == ["128", "1000", "10000"]
             assert all(value > 0 for value in result[name].values())
         assert result["held"] == {"128": False, "1000": False, "10000": False}, "40 episodes cannot hold these"
