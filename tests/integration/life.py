@@ -53,6 +53,7 @@ async def live(given: argparse.Namespace) -> None:
         concurrency=given.concurrency,
         sandboxes=given.sandboxes,
         seed=11,
+        step_timeout_s=given.step_timeout,
         max_turns=given.max_turns,
         retry=QUICK,
         resume=holds_run(RunDirectory(given.out).store),
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--sandboxes", type=int, default=2)
     parser.add_argument("--think", type=float, default=0.0)
+    parser.add_argument("--step-timeout", type=float, default=30.0)
     parser.add_argument("--max-turns", type=int, default=64)
     parser.add_argument("--endpoint", default="")
     asyncio.run(live(parser.parse_args()))

@@ -51,14 +51,14 @@ def then(*contents: str) -> Callable[[ConversationView, EpisodeContext], str]:
 
 
 class Counted:
-    """A policy of one function, with every call written down."""
+    """A policy of one function; every decision is written down when it has been made, as a model would bill it."""
 
     name = "counted"
     needs_solutions = False
     calls_model = True
 
     def __init__(self, act: Callable[[ConversationView, EpisodeContext], Any], think_s: float = 0.0) -> None:
-        self.asked: list[tuple[EpisodeKey, int, int]] = []
+        self.made: list[tuple[EpisodeKey, int, int]] = []
         self._act = act
         self._think_s = think_s
 
@@ -66,14 +66,15 @@ class Counted:
         return ScriptedPolicy(self._noted).start(ctx)
 
     async def _noted(self, view: ConversationView, ctx: EpisodeContext) -> Any:
-        self.asked.append((ctx.key, ctx.attempt, view.turn))
         if self._think_s:
             await asyncio.sleep(self._think_s)
-        return self._act(view, ctx)
+        decided = self._act(view, ctx)
+        self.made.append((ctx.key, ctx.attempt, view.turn))
+        return decided
 
     def repeated(self) -> int:
-        """How many calls asked for a decision that had been made."""
-        return len(self.asked) - len(set(self.asked))
+        """How many decisions were made again."""
+        return len(self.made) - len(set(self.made))
 
 
 @dataclass

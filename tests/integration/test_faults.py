@@ -109,9 +109,12 @@ async def test_an_action_that_its_sandbox_survives(
 
 
 async def test_an_action_longer_than_a_frame(tmp_path: Path) -> None:
-    """It cannot be sent at all, so it ends its sandboxes as any killer does."""
-    guilty, _, _ = await among_others(tmp_path, "x" * (17 << 20), step_timeout_s=5.0)
-    assert (guilty.outcome, guilty.stop_reason, guilty.reward) == (Outcome.TRUNCATED, KILLED, 0.0)
+    """It is never sent, and so harms nobody."""
+    guilty, played, _ = await among_others(tmp_path, "x" * (17 << 20), step_timeout_s=5.0)
+    assert (guilty.outcome, guilty.stop_reason, guilty.reward) == (
+        Outcome.TRUNCATED, StopReason.REPLY_TOO_LARGE, 0.25
+    )  # fmt: skip
+    assert played.losses() == []
 
 
 class TestOpenings:
@@ -206,7 +209,7 @@ async def test_sandboxes_killed_and_stopped_at_random(
     assert played.summary.outcomes == {"completed": episodes}
     assert all(one.failure is None and one.attempt == 0 for one in played.episodes.values())
     assert policy.repeated() == 0
-    assert len(policy.asked) == played.summary.steps
+    assert len(policy.made) == played.summary.steps
     assert equal(plain.episodes, played.episodes)
 
 
