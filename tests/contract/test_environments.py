@@ -15,10 +15,7 @@ from orchestrator.testing.environment import junk
 from orchestrator.testing.script import MemoryCall, Say
 
 MULTI_TURN = [f"multi_turn_{kind}" for kind in ("base", "miss_func", "miss_param", "long_context")]
-SINGLE_TURN = [
-    "simple_python", "simple_java", "simple_javascript", "multiple", "parallel", "parallel_multiple", "irrelevance",
-    "live_simple", "live_multiple", "live_parallel", "live_parallel_multiple", "live_irrelevance", "live_relevance",
-]  # fmt: skip
+SINGLE_TURN = ["simple_python", "simple_java", "parallel_multiple", "irrelevance", "live_simple", "live_relevance"]
 
 
 @pytest.fixture

@@ -192,16 +192,13 @@ class TestMemoryBound:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_sandboxes_killed_and_stopped_at_random(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_sandboxes_killed_and_stopped_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every episode ends with its right reward, nobody is blamed, no decision is asked for twice, and all is equal."""
     monkeypatch.setattr(local, "START_S", 2.0)  # those that are stopped while they start are given up sooner
     episodes = 384
     plain = await play(tmp_path / "plain", Counted(counting), episodes=episodes)
     policy = Counted(counting, think_s=0.15)
-    killer = SandboxKiller(seed=seed, every_s=0.35, most=12)
+    killer = SandboxKiller(seed=2, every_s=0.35, most=12)
     played = await play(tmp_path / "run", policy, episodes=episodes, concurrency=96, step_timeout_s=0.6, chaos=killer)
     assert len(killer.hits) >= 3
     assert {hit.signal for hit in killer.hits} <= {signal.SIGKILL, signal.SIGSTOP}
