@@ -271,7 +271,7 @@ def test_on_a_narrow_terminal_progress_is_live_and_fits(home: Path, arguments: l
     assert process.returncode == 0
     assert json.loads(stdout)["episodes"] == EPISODES
     assert f"of {EPISODES} episodes" in screen
-    assert "steps/s" in screen
+    assert "in flight" in screen
     assert "sandboxes  2 of 2" in screen
     assert "Traceback" not in screen
 
