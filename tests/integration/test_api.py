@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,10 +14,10 @@ from runs import QUICK, Counted, counting, equal, play, read, until
 from backends.sandboxes.local import LocalBackend
 from backends.trainers.memory import MemoryQueue
 from orchestrator import Orchestrator, Outcome, Run
-from orchestrator.errors import RunFailed, UnknownName, UsageError
+from orchestrator.errors import PolicyError, RunFailed, UnknownName, UsageError
 from orchestrator.events import DeliveryWaits, Draining, EpisodeEnded, SandboxStarted
 from orchestrator.store import holds_run
-from orchestrator.types import REWARDED
+from orchestrator.types import REWARDED, Failure, FailureKind
 from policies.agents.replay import ReplayPolicy
 
 if TYPE_CHECKING:
@@ -103,6 +104,10 @@ class TestCollect:
         assert (await play(tmp_path / "run", Counted(counting), resume=True)).summary.episodes == 16
 
 
+async def paused(orchestrator: Orchestrator) -> bool:
+    return orchestrator.progress().paused == "the consumer is behind"
+
+
 def stored_groups(out: Path) -> list[Group]:
     """All released groups; none before there is a run."""
     if not holds_run(out / "run.sqlite"):
@@ -145,6 +150,7 @@ class TestBackpressure:
         options = {"concurrency": self.CONCURRENCY, "max_unacked": self.UNACKED, "queue": queue}
         async with toy(out, **options) as orchestrator, asyncio.TaskGroup() as tasks:
             running = tasks.create_task(orchestrator.run(episodes=self.EPISODES))
+            await until(lambda: paused(orchestrator), "the queue to be full")
             stopped = await self.settles(out)
             assert self.UNACKED <= stopped - 2 <= self.UNACKED + self.CONCURRENCY
             assert queue.statistics().waiting == 2
@@ -251,11 +257,7 @@ class TestQueue:
         options = {"queue": queue, "max_unacked": 2, "concurrency": 2}
         async with toy(tmp_path / "run", **options) as orchestrator, asyncio.TaskGroup() as tasks:
             running = tasks.create_task(orchestrator.run(episodes=30))
-
-            async def paused() -> bool:
-                return orchestrator.progress().paused == "the consumer is behind"
-
-            await until(paused, "the queue to be full")
+            await until(lambda: paused(orchestrator), "the queue to be full")
             end(orchestrator)
         assert running.result().state == "unfinished"
         await self.check_rest(tmp_path / "run", delivered=1, episodes=30)
@@ -487,6 +489,23 @@ class TestPolicies:
         assert [(one.key.task, one.outcome, one.reward) for one in failed] == [("toy_4", Outcome.INFRA_FAILED, None)]
         assert "LookupError" in str(failed[0].failure)
         assert played.summary.outcomes == {"completed": 63, "infra_failed": 1}
+
+    async def test_one_whose_model_is_away_for_a_while(self, tmp_path: Path) -> None:
+        """The same attempts go on where they were, and no decision is made twice."""
+        away: Counter[str] = Counter()
+
+        def act(view: ConversationView, ctx: EpisodeContext) -> str:
+            if view.turn == 1 and away[str(ctx.key)] < 2:
+                away[str(ctx.key)] += 1
+                raise PolicyError(Failure(FailureKind.MODEL_UNAVAILABLE, "act", "no answer"))
+            return counting(view, ctx)
+
+        policy = Counted(act)
+        played = await play(tmp_path / "run", policy, episodes=32)
+        assert played.summary.outcomes == {"completed": 32}
+        assert all((one.attempt, one.reward) == (0, 1.0) for one in played.episodes.values())
+        assert policy.repeated() == 0
+        assert equal((await play(tmp_path / "plain", Counted(counting), episodes=32)).episodes, played.episodes)
 
     async def test_budgets_of_a_run(self, tmp_path: Path) -> None:
         turns = await play(tmp_path / "turns", Counted(lambda view, ctx: "add 0"), episodes=8, max_turns=3)

@@ -186,6 +186,11 @@ async def test_a_kill_while_the_store_is_made(resume: bool, tmp_path: Path) -> N
         assert (await play(out, Counted(counting), episodes=8)).summary.episodes == 8
 
 
+async def test_a_finished_run_needs_no_journal(tmp_path: Path) -> None:
+    await play(tmp_path / "run", Counted(counting), episodes=16, durability="step")
+    assert list((tmp_path / "run" / "journal").iterdir()) == []
+
+
 class TestSameSeed:
     async def test_concurrency_does_not_matter(self, tmp_path: Path) -> None:
         options: dict[str, Any] = {"seed": 4, "group_size": 2, "episodes": 512}
@@ -224,7 +229,7 @@ class TestDirectories:
         with pytest.raises(RunExists, match="`rollout resume"):
             await play(tmp_path / "run", Counted(counting))
         played = await play(tmp_path / "run", Counted(counting), resume=True)
-        assert (played.summary.episodes, played.summary.state) == (40, "finished")
+        assert (played.summary.episodes, played.summary.state, played.summary.lives) == (40, "finished", 2)
         assert {key: one.buffer for key, one in played.episodes.items() if key in before} == {
             key: one.buffer for key, one in before.items()
         }, "what was stored stays as it was"

@@ -347,6 +347,18 @@ def test_a_poisoned_task_is_set_aside_and_the_others_go_on() -> None:
     assert aside == SetAside(EpisodeKey("bad", 1, 0), 0, Outcome.POISONED, LOST)
 
 
+def test_tries_are_counted_and_pauses_double_until_it_is_given_up() -> None:
+    scheduler = Scheduler(Plan(["t0"], 1, 1), 1, retry=RETRY)
+    scheduler.handle(Tick(), 0.0)
+    assert scheduler.handle(Failed(key(0), LOST), 10.0) == [WakeAt(11.0)]
+    assert scheduler.handle(Tick(), 10.9) == []
+    assert scheduler.handle(Tick(), 11.0) == [Launch(key(0), 0, fresh=False)]
+    assert scheduler.handle(Failed(key(0), DIVERGED), 20.0) == [WakeAt(22.0)]
+    assert scheduler.handle(Tick(), 22.0) == [Launch(key(0), 1, fresh=True)]
+    assert scheduler.handle(Failed(key(0), LOST), 30.0) == [SetAside(key(0), 1, Outcome.INFRA_FAILED, LOST)]
+    scheduler.check()
+
+
 def test_ending_what_does_not_run_is_an_error() -> None:
     scheduler = Scheduler(Plan(["t0"], 1, 1), 1)
     scheduler.handle(Tick(), 0.0)
