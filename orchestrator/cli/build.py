@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from orchestrator.cli.config import Chat, Replay, RunConfig, Scripted
+from orchestrator.cli.config import Chat, Docker, Local, Replay, RunConfig, Scripted
 
 if TYPE_CHECKING:
     from backends.environments.catalog import EnvironmentSpec
@@ -41,9 +41,17 @@ def orchestrator(config: RunConfig, out: Path, *, resume: bool, listener: Listen
 
 def backend(config: RunConfig) -> Backend:
     """Where sandboxes run."""
-    from backends.sandboxes.local import LocalBackend
+    match config.backend:
+        case Local(unsafe_local=unsafe):
+            from backends.sandboxes.local import LocalBackend
 
-    return LocalBackend(config.env, unsafe=config.backend.unsafe_local, auto_install=False)
+            return LocalBackend(config.env, unsafe=unsafe, auto_install=False)
+        case Docker(image=image):
+            from backends.sandboxes.docker import DockerBackend
+
+            return DockerBackend(config.env, image=image)
+        case other:
+            assert_never(other)
 
 
 def policy(config: RunConfig) -> Policy:

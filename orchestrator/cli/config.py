@@ -73,6 +73,14 @@ class Local(Frozen):
     """Allow environments that run the agent's code, with nothing around them."""
 
 
+class Docker(Frozen):
+    """Sandboxes as containers of this machine's Docker daemon."""
+
+    kind: Literal["docker"]
+    image: str | None = Field(default=None, min_length=1)
+    """An image of your own; by default the environment's is built."""
+
+
 def _named(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
@@ -86,7 +94,7 @@ class RunConfig(Frozen):
     policy: Annotated[Replay | Scripted | Chat, Field(discriminator="kind"), BeforeValidator(_named)] = Replay(
         kind="replay"
     )
-    backend: Annotated[Local, BeforeValidator(_named)] = Local(kind="local")
+    backend: Annotated[Local | Docker, Field(discriminator="kind"), BeforeValidator(_named)] = Local(kind="local")
     group_size: PositiveInt = 1
     episodes: PositiveInt | None = None
     concurrency: PositiveInt = 256
@@ -104,7 +112,7 @@ class RunConfig(Frozen):
 
 
 POLICIES: Final[dict[str, type[Frozen]]] = {"replay": Replay, "scripted": Scripted, "chat": Chat}
-BACKENDS: Final[dict[str, type[Frozen]]] = {"local": Local}
+BACKENDS: Final[dict[str, type[Frozen]]] = {"local": Local, "docker": Docker}
 _PARTS: Final = {"policy": POLICIES, "backend": BACKENDS}
 
 
