@@ -16,7 +16,7 @@ _PROC: Final = Path("/proc")
 class Usage:
     """Counters of one container, found by its first process's number on this machine."""
 
-    __slots__ = ("_cpu", "_cpu_seconds", "_memory", "_unified")
+    __slots__ = ("_cpu", "_cpu_seconds", "_memory", "_oom_kills", "_unified")
 
     def __init__(self, pid: int) -> None:
         paths = _paths(pid) if pid else {}
@@ -24,6 +24,7 @@ class Usage:
         self._cpu = paths.get("" if self._unified else "cpuacct")
         self._memory = paths.get("" if self._unified else "memory")
         self._cpu_seconds = 0.0
+        self._oom_kills = 0
 
     def cpu_seconds(self) -> float:
         """User + system CPU so far, of all its processes."""
@@ -43,7 +44,14 @@ class Usage:
 
     def oom_kills(self) -> int:
         """How many of its processes the kernel has killed for memory."""
-        return _field(self._memory, "memory.events" if self._unified else "memory.oom_control", "oom_kill")
+        name = "memory.events" if self._unified else "memory.oom_control"
+        self._oom_kills = max(self._oom_kills, _field(self._memory, name, "oom_kill"))
+        return self._oom_kills
+
+    def new_oom_kills(self) -> int:
+        """How many of them since the last look."""
+        before = self._oom_kills
+        return self.oom_kills() - before
 
 
 def first_child(pid: int) -> int:
