@@ -116,8 +116,8 @@ class DockerBackend:
         """Raises Unavailable where there is no daemon on this machine, or no image can be had; EngineError."""
         async with AsyncExitStack() as stack:
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            self._engine = await Engine.connect(self._url)
-            stack.push_async_callback(self._close_engine)
+            self._engine = await stack.enter_async_context(await Engine.connect(self._url))
+            stack.callback(self._forget_engine)
             self._blueprint = await self._draw(self._engine)
             await stack.enter_async_context(self._listener)
             self._reaper = await self._start_reaper(self._engine)
@@ -155,12 +155,11 @@ class DockerBackend:
 
     async def owned_by(self, run: RunId) -> Sequence[SandboxId]:
         """See `Backend.owned_by`: containers that carry the run's label, whoever started them, ended ones too."""
-        engine = self._engine or await Engine.connect(self._url)
-        try:
-            found = await engine.containers({RUN: run})
-        finally:
-            if engine is not self._engine:
-                await engine.close()
+        if self._engine is not None:
+            found = await self._engine.containers({RUN: run})
+        else:
+            async with await Engine.connect(self._url) as engine:
+                found = await engine.containers({RUN: run})
         return [SandboxId(one.names[0]) for one in found]
 
     def cpu_seconds(self) -> float:
@@ -281,9 +280,8 @@ class DockerBackend:
             else:
                 return
 
-    async def _close_engine(self) -> None:
-        engine, self._engine = self._need_engine(), None
-        await engine.close()
+    def _forget_engine(self) -> None:
+        self._engine = None
 
     def _chore(self, work: Coroutine[object, object, None], name: str) -> None:
         chore = self._need_tasks().create_task(work, name=name)

@@ -68,7 +68,7 @@ class Blueprint:
 
     def config(self, folder: Path) -> dict[str, Any]:
         """What the daemon is told: the body of the engine's call. `folder` holds the socket to dial."""
-        host = self.hardening.host_config()
+        host = self.hardening.host_config(self.spec.resources)
         host["Mounts"] = [{"Type": "bind", "Source": str(folder), "Target": _MOUNT, "ReadOnly": True}]
         return {
             "Image": self.image,
@@ -107,6 +107,11 @@ class Blueprint:
     def linked(self, name: SandboxId, hello: Hello) -> LinkedSandbox:
         """The sandbox behind a connection. The server's own number means nothing on this side of the wall."""
         return LinkedSandbox(name, hello._replace(pid=0), limit_s=self.limit_s, max_body=self.max_body)
+
+    @property
+    def memory_mb(self) -> int:
+        """What a container may use."""
+        return self.hardening.bounds(self.spec.resources).memory_mb
 
     def log_path(self, name: SandboxId) -> Path:
         """Where a container's output goes."""
@@ -188,9 +193,14 @@ class Container:
             message = f"the server did not answer within {START_S:g} s; {see}"
             raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", message)) from None
         if not arrived.done():
-            died = describe(await self._settled(), self.blueprint.hardening)
+            died = describe(await self._settled(), self.blueprint.memory_mb)
             raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", f"{died.message} while starting; {see}"))
-        return arrived.result()
+        sandbox = arrived.result()
+        started, serves = (self.blueprint.spec.name, self.blueprint.digest), (sandbox.info.name, sandbox.info.digest)
+        if serves != started:
+            message = f"the server serves {' '.join(serves)}, but {' '.join(started)} was started"
+            raise SandboxError(Failure(FailureKind.PROTOCOL, "start", message))
+        return sandbox
 
     async def _watch(self, sandbox: LinkedSandbox, ended: asyncio.Task[None]) -> None:
         """Condemn the sandbox when its connection or its container ends.
@@ -215,7 +225,7 @@ class Container:
             return Failure(FailureKind.SANDBOX_LOST, "call", message) if sandbox.ended.done() else None
         except EngineError as error:
             return Failure(FailureKind.SANDBOX_LOST, "call", f"the container is gone ({error})")
-        return None if state.running else describe(state, self.blueprint.hardening)
+        return None if state.running else describe(state, self.blueprint.memory_mb)
 
     async def _settled(self) -> ContainerState:
         """How the container ended; or that it has not, after a while."""

@@ -12,24 +12,23 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.types import Failure, FailureKind
 
 if TYPE_CHECKING:
-    from backends.sandboxes.docker.hardening import Hardening
     from backends.sandboxes.docker.port import ContainerState
 
 _SIGNALLED: Final = 128
 
 
-def describe(state: ContainerState, hardening: Hardening) -> Failure:
-    """Why a container that has ended did so."""
+def describe(state: ContainerState, memory_mb: int) -> Failure:
+    """Why a container that has ended did so; `memory_mb` is what it was allowed."""
     number = state.exit_code - _SIGNALLED
     if number == signal.SIGALRM:
         message = "the server's own timer ended it: a step ran over its time limit"
         return Failure(FailureKind.SANDBOX_HUNG, "call", message)
-    return Failure(FailureKind.SANDBOX_LOST, "call", _words(state, number, hardening))
+    return Failure(FailureKind.SANDBOX_LOST, "call", _words(state, number, memory_mb))
 
 
-def _words(state: ContainerState, number: int, hardening: Hardening) -> str:
+def _words(state: ContainerState, number: int, memory_mb: int) -> str:
     if state.oom_killed and number == signal.SIGKILL:
-        return f"the server was killed for memory: its container may use {hardening.memory_mb} MiB"
+        return f"the server was killed for memory: its container may use {memory_mb} MiB"
     if number in set(signal.Signals):
         return f"the server died of {signal.Signals(number).name}"
     if state.error:

@@ -50,7 +50,9 @@ def image_name(spec: EnvironmentSpec) -> str:
     return f"rollout-{spec.name}:{spec.digest}"
 
 
-async def ensure(engine: Engine, spec: EnvironmentSpec, image: str | None, progress: Progress) -> str:
+async def ensure(
+    engine: Engine, spec: EnvironmentSpec, image: str | None, progress: Progress, *, build_missing: bool = True
+) -> str:
     """An image that serves exactly this environment, by name: the one there is, else pulled, else built.
 
     Only an image that was named is pulled: the name that this project makes up belongs to nobody in any registry.
@@ -60,6 +62,8 @@ async def ensure(engine: Engine, spec: EnvironmentSpec, image: str | None, progr
     try:
         labels = await engine.image_labels(name)
     except NotThere:
+        if not build_missing:
+            raise Unavailable(f"there is no image {name}: run `rollout image build {spec.name}`") from None
         if image is None or not await _pulled(engine, image, progress):
             await build(engine, spec, progress, tag=name)
         labels = await engine.image_labels(name)

@@ -74,13 +74,10 @@ async def remove_all(socket: str, labels: Mapping[str, str]) -> int:
 
     Raises EngineError, Unavailable.
     """
-    engine = await Engine.connect(f"unix://{socket}")
-    try:
+    async with await Engine.connect(f"unix://{socket}") as engine:
         found = await engine.containers(labels)
         await _remove(engine, found)
-        return len(found)
-    finally:
-        await engine.close()
+    return len(found)
 
 
 async def _remove(engine: Engine, containers: Sequence[Listed]) -> list[str]:

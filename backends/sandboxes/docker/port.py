@@ -38,6 +38,7 @@ PULL_S: Final = 1800.0
 _UNREACHABLE: Final = 900
 """The client library's status for a daemon that does not answer at all."""
 _CHUNK: Final = 1024 * 1024
+_STEP: Final = re.compile(r"Step (\d+)/(\d+) : (.*)", re.DOTALL)
 _TAIL: Final = 12
 """Lines of a failed build that go into the error."""
 
@@ -124,6 +125,12 @@ class Engine:
             await engine.close()
             raise Unavailable(f"the Docker daemon does not answer ({error}): start it, then try again") from None
         return engine
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Let go of the daemon."""
@@ -231,9 +238,9 @@ class Engine:
                     buildargs=arguments,
                     stream=True,
                 ):
-                    if text := str(one.get("stream", "")).strip():
-                        said.append(text)
-                        progress(_step(text))
+                    said.append(text := str(one.get("stream", "")).strip())
+                    if found := _STEP.fullmatch(text):  # the rest is chatter, for the error if there is one
+                        progress(Step(found[3], int(found[1]) - 1, int(found[2])))
         except EngineRefused as error:
             lines = "\n".join(f"    {line}" for line in "\n".join(said).splitlines()[-_TAIL:])
             raise EngineRefused(f"{error}\n{lines}", error.status) from None
@@ -264,12 +271,6 @@ class Attachment:
     async def close(self) -> None:
         """Let go; the container reads the end of its standard input."""
         await self._stream.close()
-
-
-def _step(text: str) -> Step:
-    """`Step 3/7 : RUN ...` says how far a build is."""
-    found = re.match(r"Step (\d+)/(\d+) : (.*)", text)
-    return Step(text) if found is None else Step(found[3], int(found[1]) - 1, int(found[2]))
 
 
 class _Chunks:
