@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from orchestrator.protocols import Sandbox, SandboxLimits
+    from orchestrator.types import Failure
 
 
 class Tenancy:
     """One sandbox between its start and its end. `changed` is called when a lease is given back."""
 
-    __slots__ = ("_changed", "_limits", "_used", "idle", "leases", "sandbox", "worn")
+    __slots__ = ("_changed", "_limits", "_used", "idle", "leases", "leases_at_loss", "sandbox", "worn")
 
     def __init__(self, sandbox: Sandbox, limits: SandboxLimits, changed: Callable[[], None]) -> None:
         self.sandbox = sandbox
         self.leases = 0
+        self.leases_at_loss = 0
         self.worn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the sandbox should be replaced."""
         self.idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -30,6 +32,7 @@ class Tenancy:
         self._limits = limits
         self._used = 0
         self._changed = changed
+        sandbox.lost.add_done_callback(self._note)  # before the episodes hear of it, and let go
 
     @property
     def has_room(self) -> bool:
@@ -57,6 +60,9 @@ class Tenancy:
         if not self.worn.done():
             self.worn.set_result(None)
         self._settle()
+
+    def _note(self, lost: asyncio.Future[Failure]) -> None:
+        self.leases_at_loss = self.leases
 
     def _settle(self) -> None:
         if self.leases == 0 and self.worn.done() and not self.idle.done():

@@ -26,6 +26,7 @@ from backends.sandboxes.docker.reaping import Reaper
 from backends.sandboxes.listener import Listener
 from backends.server.wire import MAX_BODY
 from orchestrator.errors import SandboxError, UsageError
+from orchestrator.protocols import SandboxLimits
 from orchestrator.types import Failure, FailureKind, RunId, SandboxId
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class DockerBackend:
 
     `environment` names an environment of the catalogue. Its image is found, pulled or built on entering, which
     `progress` hears of; `image` names one of your own. `hardening` is how containers are walled off; `url` is the
-    daemon's (default: as the docker command finds it).
+    daemon's (default: as the docker command finds it). A container serves many sessions, unless the environment runs
+    the agent's code or `per_episode` says so: then one, and is removed with it. `recycle_after` replaces a container
+    after so many sessions; one that uses most of its memory is replaced in any case.
     """
 
     def __init__(
@@ -75,11 +78,15 @@ class DockerBackend:
         image: str | None = None,
         hardening: Hardening | None = None,
         url: str | None = None,
+        per_episode: bool | None = None,
+        recycle_after: int | None = None,
         max_body: int = MAX_BODY,
         progress: Progress | None = None,
     ) -> None:
         self.spec: EnvironmentSpec = find(environment)
         self.environment = self.spec.name
+        alone = self.spec.runs_code if per_episode is None else per_episode
+        self.limits = SandboxLimits(1, 1) if alone else SandboxLimits(None, recycle_after)
         self._image = image
         self._hardening = hardening or Hardening()
         self._url = url
@@ -212,9 +219,7 @@ class DockerBackend:
         while True:
             await asyncio.sleep(LOOK_S)
             for container in self._containers.values():
-                container.usage.cpu_seconds()
-                if killed := container.usage.new_oom_kills():
-                    log.warning("%s: the kernel has killed %d of its processes for memory", container.id, killed)
+                container.look()
             for name, again in self._left.items():
                 if loop.time() >= again:
                     self._left[name] = loop.time() + RETRY_S

@@ -42,6 +42,8 @@ START_S: Final = 60.0
 SETTLE_S: Final = 2.0
 """For a moment after a death the daemon still calls the container running."""
 SETTLE_POLL_S: Final = 0.02
+WORN_AT: Final = 0.75
+"""The part of its memory from which on a container is replaced."""
 LOG_BYTES: Final = 1 << 20
 """What is kept of a container's own output."""
 ADDRESS_SPACE_MB: Final = 4096
@@ -146,6 +148,15 @@ class Container:
             return await self._run(token, arrived)
         finally:
             listener.forget(token)
+
+    def look(self) -> None:
+        """Take in what it uses; a sandbox near its bound is worn, before the kernel kills it for memory."""
+        self.usage.cpu_seconds()
+        if killed := self.usage.new_oom_kills():
+            log.warning("%s: the kernel has killed %d of its processes for memory", self.id, killed)
+        allowed = self.blueprint.memory_mb << 20
+        if self.sandbox is not None and 0 < allowed * WORN_AT < self.usage.memory_bytes():
+            self.sandbox.worn = True
 
     async def let_go(self) -> None:
         """Close all that leads to it; its standard input ends. Idempotent."""
