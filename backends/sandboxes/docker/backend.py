@@ -122,14 +122,14 @@ class DockerBackend:
     async def __aenter__(self) -> Self:
         """Raises Unavailable where there is no daemon on this machine, or no image can be had; EngineError."""
         async with AsyncExitStack() as stack:
-            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self._engine = await stack.enter_async_context(await Engine.connect(self._url))
             stack.callback(self._forget_engine)
             self._blueprint = await self._draw(self._engine)
+            await clear_strays(self._engine)
             await stack.enter_async_context(self._listener)
             self._reaper = await self._start_reaper(self._engine)
+            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.push_async_callback(self._leave)
-            await clear_strays(self._engine)
             self._chore(self._look(), "look-at-containers")
             self._stack = stack.pop_all()
         return self

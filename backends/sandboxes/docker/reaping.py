@@ -40,11 +40,7 @@ class Reaper:
 
     async def bye(self) -> None:
         """All is gone: let it end, and wait for that."""
-        try:
-            os.write(self._pipe, b"bye\n")
-        except BrokenPipeError:
-            pass  # it was killed: there is nothing left for it to do
-        os.close(self._pipe)
+        await asyncio.to_thread(self._say_bye)
         async with asyncio.timeout(BYE_S):
             while True:
                 if self._ended():
@@ -53,6 +49,13 @@ class Reaper:
 
     def let_go(self) -> None:
         """Something is left: let it begin, and outlive this process if it must."""
+        os.close(self._pipe)
+
+    def _say_bye(self) -> None:
+        try:
+            os.write(self._pipe, b"bye\n")
+        except BrokenPipeError:
+            pass  # it was killed: there is nothing left for it to do
         os.close(self._pipe)
 
     def _ended(self) -> bool:
