@@ -18,11 +18,20 @@ import time
 
 PROBES = {}
 LIBC = ctypes.CDLL(None, use_errno=True)
-SERVER = next(
-    int(pid)
+COMMANDS = {
+    int(pid): pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     for pid in os.listdir("/proc")
-    if pid.isdigit() and b"backends.server" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-)
+    if pid.isdigit()
+}
+SERVER = next(pid for pid, words in COMMANDS.items() if words[0].endswith(b"/python") and b"backends.server" in words)
+
+
+def text(path):
+    return pathlib.Path(path).read_text(encoding="utf-8")
+
+
+def write(path, content):
+    pathlib.Path(path).write_text(content, encoding="utf-8")
 
 
 def probe(function):
@@ -37,12 +46,12 @@ def system(number, *arguments):
     return f"system call {number} was let through"
 
 
-def reach(family, address, text=b""):
+def reach(family, address, request=b""):
     with socket.socket(family) as connection:
         connection.settimeout(2)
         connection.connect(address)
-        if text:
-            connection.sendall(text)
+        if request:
+            connection.sendall(request)
             return f"{address} answers {connection.recv(100)!r}"
         return f"{address} lets in"
 
@@ -63,7 +72,7 @@ def host_root_by_proc():
 def host_processes():
     others = [pid for pid in os.listdir("/proc") if pid.isdigit() and int(pid) > 1]
     commands = {pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in others if os.path.exists(f"/proc/{pid}")}
-    return [c.decode() for c in commands if b"dockerd" in c or b"rollout" in c and b"backends.server" not in c] or None
+    return [command.decode() for command in commands if b"dockerd" in command or b"containerd" in command] or None
 
 
 @probe
@@ -89,7 +98,7 @@ def new_user_namespace():
 
 @probe
 def join_a_namespace():
-    with open("/proc/1/ns/net") as namespace:
+    with open("/proc/1/ns/net", "rb") as namespace:
         if LIBC.setns(namespace.fileno(), 0) < 0:
             raise OSError(ctypes.get_errno(), "setns")
     return "joined"
@@ -116,22 +125,21 @@ def kernel_memory():
 
 @probe
 def kernel_settings():
-    pathlib.Path("/proc/sys/kernel/core_pattern").write_text("|/tmp/x")
+    write("/proc/sys/kernel/core_pattern", "|/tmp/x")
     return "core_pattern is ours"
 
 
 @probe
 def sysrq():
-    pathlib.Path("/proc/sysrq-trigger").write_text("h")
+    write("/proc/sysrq-trigger", "h")
     return "sysrq"
 
 
 @probe
 def control_group():
-    found = []
-    for path in pathlib.Path("/sys/fs/cgroup").rglob("*"):
-        if path.name in {"memory.limit_in_bytes", "memory.max", "pids.max", "release_agent"} and os.access(path, os.W_OK):
-            found.append(str(path))
+    bounds = {"memory.limit_in_bytes", "memory.max", "pids.max", "release_agent"}
+    paths = [path for path in pathlib.Path("/sys/fs/cgroup").rglob("*") if path.name in bounds]
+    found = [str(path) for path in paths if os.access(path, os.W_OK)]
     return found or None
 
 
@@ -175,14 +183,14 @@ def become_root():
 
 @probe
 def capabilities():
-    status = pathlib.Path("/proc/self/status").read_text()
+    status = text("/proc/self/status")
     held = {line.split()[0]: int(line.split()[1], 16) for line in status.splitlines() if line.startswith("Cap")}
     return {name: hex(value) for name, value in held.items() if value} or None
 
 
 @probe
 def new_privileges():
-    status = pathlib.Path("/proc/self/status").read_text()
+    status = text("/proc/self/status")
     return None if "NoNewPrivs:\t1" in status else "privileges may be gained by exec"
 
 
@@ -229,8 +237,7 @@ def raw_socket():
 
 @probe
 def abstract_sockets():
-    text = pathlib.Path("/proc/net/unix").read_text()
-    return [line for line in text.splitlines() if "@" in line and "containerd" in line] or None
+    return [line for line in text("/proc/net/unix").splitlines() if "@" in line and "containerd" in line] or None
 
 
 # The wire, the daemon, siblings
@@ -249,7 +256,7 @@ def wire_socket():
 
 @probe
 def write_to_the_mount():
-    pathlib.Path("/run/rollout/x").write_text("x")
+    write("/run/rollout/x", "x")
     return "written"
 
 
@@ -269,8 +276,8 @@ def token_of_the_server():
 
 @probe
 def memory_of_the_server():
-    with open(f"/proc/{SERVER}/mem", "rb") as memory, open(f"/proc/{SERVER}/maps") as maps:
-        memory.seek(int(maps.readline().split("-")[0], 16))
+    with open(f"/proc/{SERVER}/mem", "rb") as memory, open(f"/proc/{SERVER}/maps", "rb") as maps:
+        memory.seek(int(maps.readline().split(b"-")[0], 16))
         return memory.read(16).hex()
 
 
@@ -291,7 +298,7 @@ def files_of_the_server():
 @probe
 def change_the_grader():
     for path in pathlib.Path("/opt/rollout/stage").rglob("*.py"):
-        path.write_text("")
+        write(path, "")
         return str(path)
 
 
@@ -306,7 +313,7 @@ def change_the_bytecode():
 def plant_a_module():
     for folder in ("/opt/rollout/stage", "/opt/rollout/venv/lib", "/usr/local/lib", "/etc", "/usr/local/bin"):
         with contextlib.suppress(OSError):
-            pathlib.Path(folder, "sitecustomize.py").write_text("")
+            write(f"{folder}/sitecustomize.py", "")
             return folder
     return None
 
@@ -360,8 +367,7 @@ def thread_bomb():
 def open_files():
     held = []
     try:
-        for _ in range(5000):
-            held.append(os.open("/dev/null", os.O_RDONLY))
+        held.extend(os.open("/dev/null", os.O_RDONLY) for _ in range(5000))
     finally:
         for number in held:
             os.close(number)
@@ -397,4 +403,4 @@ def attempt(function):
         return None
 
 
-print(json.dumps({name: attempt(function) for name, function in PROBES.items()}, default=str))
+sys.stdout.write(json.dumps({name: attempt(function) for name, function in PROBES.items()}, default=str) + "\n")

@@ -101,6 +101,7 @@ class Blueprint:
             "token": token,
             "digest": self.digest,
             "max_body": self.max_body,
+            "guarded": True,
             # An absurd request for memory then fails in the action that makes it, and takes nobody along.
             "memory_mb": None if self.spec.runs_code else ADDRESS_SPACE_MB,
         }
