@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from backends.environments.catalog import find
 from backends.sandboxes.docker.images import image_name
 from backends.sandboxes.docker.owners import RUN
+from orchestrator.testing.leaks import children, processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -132,60 +133,62 @@ class PrivateDaemon:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid_file = folder / "pid"
         self.socket = folder / "d.sock"
         self.url = f"unix://{self.socket}"
 
-    def start(self, *more: str) -> None:
-        """Start it, and wait until it answers."""
+    def start(self) -> None:
+        """Start it, as nobody's child, and wait until it answers."""
         folder = self._folder
         options = [
             f"--host={self.url}",
             f"--data-root={folder}/data",
             f"--exec-root={folder}/exec",
-            f"--pidfile={folder}/pid",
+            f"--pidfile={self._pid_file}",
             "--bridge=none",
             "--iptables=false",
             "--ip6tables=false",
         ]
         with (folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                ["dockerd", *options, *more], stdout=log, stderr=log, start_new_session=True
-            )
+            subprocess.run(["setsid", "--fork", "dockerd", *options], stdout=log, stderr=log, check=True)
         ends = time.monotonic() + 30
         while not docker("version", "--format", "{{.Server.Version}}", host=self.url, check=False):
-            assert self._process.poll() is None, (folder / "log").read_text(encoding="utf-8")
-            assert time.monotonic() < ends, "the private daemon does not answer"
+            assert time.monotonic() < ends, (folder / "log").read_text(encoding="utf-8")
             time.sleep(0.1)
 
     def copy_image(self, environment: str) -> None:
         """Take an environment's image over from the machine's daemon."""
         name = image_name(find(environment))
-        saving = subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE)
-        subprocess.run(["docker", "--host", self.url, "load"], stdin=saving.stdout, capture_output=True, check=True)
-        assert saving.stdout is not None
-        saving.stdout.close()
-        assert saving.wait() == 0
+        with subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE) as saving:
+            command = ["docker", "--host", self.url, "load"]
+            subprocess.run(command, stdin=saving.stdout, capture_output=True, check=True)
+        assert saving.returncode == 0
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End it, with or without a chance to clean up; its containerd goes with it."""
-        assert self._process is not None
+        pids = [int(self._pid_file.read_text(encoding="ascii"))]
         if number is signal.SIGKILL:
-            os.killpg(self._process.pid, number)
-        else:
-            self._process.send_signal(number)
-        self._process.wait(timeout=30)
-        pid = self._folder / "pid"
-        pid.unlink(missing_ok=True)
+            pids += [child.pid for child in children(pids[0])]
+        for pid in pids:
+            os.kill(pid, number)
+        ends = time.monotonic() + 30
+        while any(_alive(pid) for pid in pids):
+            assert time.monotonic() < ends, "the private daemon does not end"
+            time.sleep(0.05)
+        self._pid_file.unlink(missing_ok=True)
 
     def end(self) -> None:
         """Remove all that it has left."""
-        if self._process is not None and self._process.poll() is None:
+        if self._pid_file.exists():
             for name in docker("ps", "-aq", host=self.url, check=False).split():
                 docker("rm", "-f", name, host=self.url, check=False)
             self.stop()
-        for line in _mounts_below(self._folder):
-            subprocess.run(["umount", "-l", line], capture_output=True, check=False)
+        for point in _mounts_below(self._folder):
+            subprocess.run(["umount", "-l", point], capture_output=True, check=False)
+
+
+def _alive(pid: int) -> bool:
+    return any(process.pid == pid and process.state != "Z" for process in processes())
 
 
 def _mounts_below(folder: Path) -> Sequence[str]:

@@ -20,7 +20,7 @@ from backends.environments.catalog import find
 from backends.sandboxes.docker.container import START_S, Blueprint, Container
 from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.docker.images import ensure
-from backends.sandboxes.docker.owners import RUN, clear_strays, owner_labels
+from backends.sandboxes.docker.owners import BACKEND, RUN, clear_strays, owner_labels
 from backends.sandboxes.docker.port import Engine, EngineError, EngineGone
 from backends.sandboxes.docker.reaping import Reaper
 from backends.sandboxes.listener import Listener
@@ -157,7 +157,8 @@ class DockerBackend:
         if (container := self._containers.get(sandbox)) is not None:
             self._left[sandbox] = asyncio.get_running_loop().time() + RETRY_S
             await container.let_go()
-        await self._need_engine().remove(sandbox)
+        if container is None or not container.never_made:
+            await self._need_engine().remove(sandbox)
         self._forget(sandbox)
 
     async def owned_by(self, run: RunId) -> Sequence[SandboxId]:
@@ -263,7 +264,7 @@ class DockerBackend:
             image=await ensure(engine, self.spec, self._image, self._progress),
             hardening=self._hardening,
             run=self._run,
-            owner=owner_labels(),
+            owner={BACKEND: self._prefix, **owner_labels()},
             with_solutions=self._with_solutions,
             logs=self._logs,
             limit_s=self._limit_s,
@@ -272,7 +273,9 @@ class DockerBackend:
 
     async def _start_reaper(self, engine: Engine) -> Reaper:
         output = Path(os.devnull) if self._logs is None else self._logs / "reaper.log"
-        return await Reaper.start(socket=engine.path, labels=owner_labels(), private=self._listener.private, log=output)
+        return await Reaper.start(
+            socket=engine.path, labels={BACKEND: self._prefix}, private=self._listener.private, log=output
+        )
 
     async def _daemon_back(self, ends: float) -> None:
         """Until the daemon answers again, or time is up."""

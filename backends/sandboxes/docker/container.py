@@ -159,6 +159,12 @@ class Container:
         if self.sandbox is not None and 0 < allowed * WORN_AT < self.usage.memory_bytes():
             self.sandbox.worn = True
 
+    @property
+    def never_made(self) -> bool:
+        """Whether the daemon cannot have heard of it."""
+        error = self._made.result() if self._made is not None and self._made.done() else None
+        return isinstance(error, OSError) or (isinstance(error, EngineGone) and not error.asked)
+
     async def let_go(self) -> None:
         """Close all that leads to it; its standard input ends. Idempotent."""
         if self._made is not None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from backends.sandboxes.docker.port import Listed
 
 RUN: Final = "rollout.run"
+BACKEND: Final = "rollout.backend"
+"""One backend of a process: the next one's containers are not for the reaper of the one before."""
 OWNER: Final = "rollout.owner"
 NAMESPACE: Final = "rollout.namespace"
 REMOVES: Final = 8

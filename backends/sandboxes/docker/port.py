@@ -35,6 +35,8 @@ START_S: Final = 120.0
 REMOVE_S: Final = 60.0
 BUILD_S: Final = 1800.0
 PULL_S: Final = 1800.0
+POLL_S: Final = 0.1
+_IN_PROGRESS: Final = 409
 _UNREACHABLE: Final = 900
 """The client library's status for a daemon that does not answer at all."""
 _CHUNK: Final = 1024 * 1024
@@ -48,7 +50,11 @@ class EngineError(RolloutError):
 
 
 class EngineGone(EngineError):
-    """The daemon cannot be reached."""
+    """The daemon cannot be reached. `asked` is False where the call cannot have come to it."""
+
+    def __init__(self, message: str, *, asked: bool = True) -> None:
+        super().__init__(message)
+        self.asked = asked
 
 
 class EngineTimeout(EngineError):
@@ -117,7 +123,9 @@ class Engine:
         path = await _socket_path(url)
         import aiodocker
 
-        connector = aiohttp.UnixConnector(path, limit=0)  # one connection a container stays open: no cap
+        # A daemon that is shutting down closes its door, but goes on answering those inside: each call knocks anew. One
+        # connection a container stays open: there is no cap.
+        connector = aiohttp.UnixConnector(path, limit=0, force_close=True)
         engine = cls(aiodocker.Docker(url="unix://localhost", connector=connector), connector, path)
         try:
             await engine.version()
@@ -180,12 +188,19 @@ class Engine:
         )
 
     async def remove(self, container: str, *, within_s: float = REMOVE_S) -> None:
-        """Kill and remove a container; one that is gone already is no error."""
-        try:
-            async with _call(f"remove container {container}", within_s):
-                await self._client.containers.container(container).delete(force=True, v=True)
-        except NotThere:
-            return
+        """Kill and remove a container, and wait until it is gone; one that is gone already is no error."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + within_s
+        while True:
+            try:
+                async with _call(f"remove container {container}", max(ends - loop.time(), 0.0)):
+                    return await self._client.containers.container(container).delete(force=True, v=True)
+            except NotThere:
+                return None
+            except EngineRefused as error:
+                if error.status != _IN_PROGRESS or loop.time() >= ends:
+                    raise
+            await asyncio.sleep(POLL_S)  # somebody else is removing it: until they have
 
     async def containers(self, labels: Mapping[str, str | None]) -> list[Listed]:
         """All containers, ended ones too, that carry the labels; a value of None asks for the label alone."""
@@ -295,7 +310,8 @@ async def _call(what: str, within_s: float) -> AsyncIterator[None]:
         raise EngineTimeout(f"{what}: no answer from the Docker daemon within {within_s:g} s") from None
     except DockerError as error:
         if error.status == _UNREACHABLE:
-            raise EngineGone(f"{what}: {error.message}") from None
+            asked = not isinstance(error.__context__, aiohttp.ClientConnectorError)
+            raise EngineGone(f"{what}: {error.message}", asked=asked) from None
         kind = NotThere if error.status == 404 else EngineRefused
         raise kind(f"{what}: {error.message}", error.status) from None
     except (aiohttp.ClientError, OSError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -50,6 +51,8 @@ class Reaper:
     def let_go(self) -> None:
         """Something is left: let it begin, and outlive this process if it must."""
         os.close(self._pipe)
+        # Where this process lives on, somebody must take note of its end.
+        threading.Thread(target=os.waitpid, args=(self._pid, 0), name="reaper", daemon=True).start()
 
     def _say_bye(self) -> None:
         try:
