@@ -53,6 +53,8 @@ COLLECT = "collect"
 """The consumer that `collect` is."""
 _TRIES = 3
 """Sandboxes that may be lost while tasks are listed."""
+_READY_A_CORE = 4
+"""Sandboxes kept ready where each serves one session: their starts keep a core busy at four at once."""
 _GRACE_S = 0.5
 """What a server's own timer gets before the engine's sweep ends it."""
 
@@ -61,7 +63,8 @@ class Orchestrator:
     """Collects trajectories: `async with Orchestrator(...) as orch`, then `collect` or `run`, once.
 
     `backend` makes sandboxes, `policy` acts, `out` is the run directory. `concurrency` episodes run at once on
-    `sandboxes` sandboxes (default: one a core, at most as many as episodes run). `seed` decides every random choice.
+    `sandboxes` sandboxes (default: one a core, at most as many as episodes run; where a sandbox serves one episode, so
+    many are kept ready beside those in use). `seed` decides every random choice.
     `durability="step"` also makes steps in flight durable (default where a model is called), so that `resume=True`
     repeats no model call; `"episode"` only whole episodes. `max_turns` bounds an episode's actions (default: the
     environment's bound), `step_timeout_s` one step, `episode_timeout_s` a whole episode's playing. `on_agent_kill` is
@@ -103,7 +106,8 @@ class Orchestrator:
         self._policy = policy
         self._directory = RunDirectory(Path(out))
         self._concurrency = concurrency
-        self._sandboxes = min(sandboxes or os.cpu_count() or 1, concurrency)
+        ready = (os.cpu_count() or 1) * (1 if backend.limits.sessions is None else _READY_A_CORE)
+        self._sandboxes = min(sandboxes or ready, concurrency)
         self._seed = seed
         self._durable_steps = policy.calls_model if durability == "auto" else durability == "step"
         self._max_turns = max_turns
@@ -169,7 +173,7 @@ class Orchestrator:
         """The tasks of a split in the data's order. Raises UnknownName, Unavailable, RunFailed."""
         lost: SandboxLost | None = None
         for _ in range(_TRIES):
-            lease = await self._need_pool().lease()
+            lease = await self._need_pool().lease(opens=False)
             try:
                 return await lease.sandbox.tasks(split)
             except SandboxLost as error:
@@ -326,7 +330,7 @@ class Orchestrator:
 
     async def _meet(self) -> EnvironmentInfo:
         """What the first sandbox says of its environment."""
-        lease = await self._need_pool().lease()
+        lease = await self._need_pool().lease(opens=False)
         lease.release()
         info = lease.sandbox.info
         if self._store is not None and self._store.meta.digest != info.digest:

@@ -1,24 +1,30 @@
 """Warm sandboxes: keeps `size` of them alive and leases the least busy one; others hold one suspect each, alone.
 
-Owns every sandbox of the run. Each place in the pool is a task: create, serve until lost or told to stop, destroy,
-begin again. Always true: a sandbox is leased only while it lives; a place holds at most one sandbox; when a place's
-task ends its sandbox is destroyed, or left to the reaper after a deadline. Episodes call `lease` and `quarantine`;
-whoever enters the pool owns it; its own sweep keeps the deadlines.
+Owns every sandbox of the run. Each place in the pool is a task: create, serve until lost, worn or told to stop,
+destroy, begin again. Always true: a sandbox is leased only while it lives and has room; a place holds at most one
+sandbox; a worn sandbox is destroyed when its last lease is given back, and its place is filled before that; when a
+place's task ends its sandbox is destroyed, or left to the reaper after a deadline. Episodes call `lease` and
+`quarantine`; whoever enters the pool owns it; its own sweep keeps the deadlines.
+
+Where a sandbox serves a bounded number of sessions (`SandboxLimits`), `size` is how many are kept ready at most: as
+many as are asked for at this pace, beside those that are leased.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+from orchestrator.demand import Demand
 from orchestrator.errors import RunFailed, SandboxError
 from orchestrator.events import SandboxEnded, SandboxLeft, SandboxStarted
 from orchestrator.shield import shielded
+from orchestrator.tenancy import Lease, Tenancy
 from orchestrator.types import Failure, FailureKind, SandboxId
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     from orchestrator.events import Listener
     from orchestrator.protocols import Backend, Sandbox
@@ -33,44 +39,15 @@ _FIRST_PAUSE_S: Final = 0.2
 _MAX_PAUSE_S: Final = 5.0
 
 
-class Lease:
-    """A sandbox's place for one session; release it when the session is over."""
-
-    __slots__ = ("_tenancy", "sandbox")
-
-    def __init__(self, tenancy: _Tenancy) -> None:
-        self._tenancy = tenancy
-        self.sandbox = tenancy.sandbox
-        tenancy.leases += 1
-
-    def release(self) -> None:
-        """Give the place back."""
-        self._tenancy.leases -= 1
-
-
 class PoolStatistics(NamedTuple):
-    """`live` sandboxes of `size` wanted; leases held; sandboxes lost so far; starts that failed."""
+    """`live` sandboxes of `size` wanted; leases held; so far: lost sandboxes, failed starts, worn ones replaced."""
 
     size: int
     live: int
     leases: int
     lost: int
     failed_starts: int
-
-
-class _Tenancy:
-    """One sandbox's time in a place."""
-
-    __slots__ = ("leases", "leases_at_loss", "sandbox")
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self.sandbox = sandbox
-        self.leases = 0
-        self.leases_at_loss = 0
-        sandbox.lost.add_done_callback(self._note)  # before the episodes hear of it, and let go
-
-    def _note(self, lost: asyncio.Future[Failure]) -> None:
-        self.leases_at_loss = self.leases
+    recycled: int
 
 
 class _Place:
@@ -79,7 +56,7 @@ class _Place:
     __slots__ = ("tenancy",)
 
     def __init__(self) -> None:
-        self.tenancy: _Tenancy | None = None
+        self.tenancy: Tenancy | None = None
 
 
 class Pool:
@@ -87,14 +64,19 @@ class Pool:
 
     def __init__(self, backend: Backend, size: int, emit: Listener) -> None:
         self._backend = backend
+        self._limits = backend.limits
         self._emit = emit
         self._places = [_Place() for _ in range(size)]
         self._changed = asyncio.Event()
         self._quarantines: list[_Place] = []
         self._vacant: list[_Place] = []
         self._suspects = asyncio.Semaphore(size)
+        self._retiring: dict[Tenancy, asyncio.Task[None]] = {}
+        self._demand = Demand(size)
+        self._starting = 0
         self._lost = 0
         self._failed_starts = 0
+        self._recycled = 0
         self._tasks = asyncio.TaskGroup()
         self._keepers: list[asyncio.Task[None]] = []
         self._fatal: Failure | None = None
@@ -110,22 +92,35 @@ class Pool:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._fatal = self._fatal or Failure(FailureKind.SANDBOX_START, "start", "the pool is closed")
         self._changed.set()
-        for keeper in self._keepers:
-            keeper.cancel()
+        for task in (*self._keepers, *self._retiring.values()):
+            task.cancel()
         await self._tasks.__aexit__(None, None, None)
 
-    async def lease(self) -> Lease:
+    async def lease(self, *, opens: bool = True) -> Lease:
         """The live sandbox with the fewest leases; waits for one. Cancelled: nothing is held.
 
+        `opens` says whether a session will be opened under the lease: those are counted against the sandbox's limits.
         Raises RunFailed when no sandbox can be started at all.
         """
-        while True:
-            self._refuse_if_fatal()
-            live = [p.tenancy for p in self._places if p.tenancy is not None and not p.tenancy.sandbox.lost.done()]
-            if live:
-                return Lease(min(live, key=_leases))
-            self._changed.clear()
-            await self._changed.wait()
+        self._demand.waiting += 1
+        try:
+            while (tenancy := self._roomiest()) is None:
+                await self._change()
+        finally:
+            self._demand.waiting -= 1
+        self._demand.leased(asyncio.get_running_loop().time())
+        self._changed.set()  # one less is ready
+        return Lease(tenancy, opens=opens)
+
+    def _roomiest(self) -> Tenancy | None:
+        self._refuse_if_fatal()
+        open_ = [place.tenancy for place in self._places if place.tenancy is not None and place.tenancy.has_room]
+        return min(open_, key=_leases) if open_ else None
+
+    async def _change(self) -> None:
+        """Until a sandbox has come, gone, or room was made."""
+        self._changed.clear()
+        await self._changed.wait()
 
     @asynccontextmanager
     async def quarantine(self) -> AsyncIterator[Sandbox]:
@@ -137,11 +132,14 @@ class Pool:
             self._refuse_if_fatal()
             place = self._vacant.pop() if self._vacant else self._add_quarantine()
             try:
-                while (tenancy := place.tenancy) is None or tenancy.sandbox.lost.done():
+                while (tenancy := place.tenancy) is None or not tenancy.has_room:
                     self._refuse_if_fatal()
-                    self._changed.clear()
-                    await self._changed.wait()
-                yield tenancy.sandbox
+                    await self._change()
+                lease = Lease(tenancy)
+                try:
+                    yield lease.sandbox
+                finally:
+                    lease.release()
             finally:
                 self._vacant.append(place)
 
@@ -157,12 +155,21 @@ class Pool:
             raise RunFailed(f"no sandbox can be started: {self._fatal.message}")
 
     def sandboxes(self) -> Iterable[Sandbox]:
-        """All live sandboxes, the quarantines' included."""
-        return [p.tenancy.sandbox for p in (*self._places, *self._quarantines) if p.tenancy is not None]
+        """All live sandboxes, the quarantines' and the worn ones included."""
+        return [tenancy.sandbox for tenancy in self._tenancies()]
+
+    def _tenancies(self) -> Iterator[Tenancy]:
+        for place in (*self._places, *self._quarantines):
+            if place.tenancy is not None:
+                yield place.tenancy
+        yield from self._retiring
 
     def sweep(self, now: float) -> None:
-        """Condemn every sandbox that has passed its deadline at monotonic `now`."""
-        for sandbox in self.sandboxes():
+        """Condemn every sandbox that has passed its deadline at monotonic `now`; have the worn ones replaced."""
+        for tenancy in self._tenancies():
+            sandbox = tenancy.sandbox
+            if sandbox.worn:
+                tenancy.wear()
             if not sandbox.lost.done() and (failure := sandbox.overdue(now)) is not None:
                 sandbox.condemn(failure)
 
@@ -180,52 +187,108 @@ class Pool:
     def statistics(self) -> PoolStatistics:
         """Counts; cheap."""
         live = [place.tenancy for place in self._places if place.tenancy is not None]
-        leases = sum(tenancy.leases for tenancy in live)
-        return PoolStatistics(len(self._places), len(live), leases, self._lost, self._failed_starts)
+        leases = sum(tenancy.leases for tenancy in (*live, *self._retiring))
+        lost, failed, recycled = self._lost, self._failed_starts, self._recycled
+        return PoolStatistics(len(self._places), len(live) + len(self._retiring), leases, lost, failed, recycled)
 
     def __repr__(self) -> str:
         return f"<Pool {self.statistics()}>"
 
     async def _keep(self, place: _Place) -> None:
-        """Keep one place filled until cancelled."""
+        """Keep one place filled until cancelled, or until nothing starts at all."""
+        try:
+            while (sandbox := await self._start(place)) is not None:
+                if place.tenancy is not None:
+                    self._retire(place.tenancy)
+                tenancy = place.tenancy = Tenancy(sandbox, self._limits, self._changed.set)
+                self._changed.set()
+                await asyncio.wait(_either(sandbox.lost, tenancy.worn), return_when=asyncio.FIRST_COMPLETED)
+                if sandbox.lost.done():
+                    place.tenancy = None
+                    await self._end(tenancy)
+                elif self._limits.sessions is not None:  # it would take nobody in while the next one starts
+                    place.tenancy = None
+                    self._retire(tenancy)
+        finally:
+            if (last := place.tenancy) is not None:
+                place.tenancy = None
+                await self._end(last)
+
+    async def _start(self, place: _Place) -> Sandbox | None:
+        """A started sandbox, once one more is needed; None where nothing can be started at all."""
         failures = 0
         while True:
+            await self._needed(place)
             try:
-                sandbox = await self._create()
+                return await self._create()
             except SandboxError as error:
                 self._failed_starts += 1
                 failures += 1
                 if failures >= STARTS_BEFORE_GIVING_UP and not any(self.sandboxes()):
                     self._fatal = error.failure
                     self._changed.set()
-                    return
+                    return None
                 self._emit(SandboxEnded(_NOT_STARTED, error.failure, 0))
                 await asyncio.sleep(min(_FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10), _MAX_PAUSE_S))
-                continue
-            failures = 0
-            tenancy = place.tenancy = _Tenancy(sandbox)
-            self._changed.set()
-            try:
-                failure = await asyncio.shield(sandbox.lost)
-                self._lost += 1
-                self._emit(SandboxEnded(sandbox.id, failure, tenancy.leases_at_loss))
-            finally:
-                place.tenancy = None
-                if not await shielded(
-                    self._backend.destroy(sandbox.id), deadline_s=DESTROY_S, what=f"sandbox {sandbox.id}"
-                ):
-                    self._emit(SandboxLeft(sandbox.id))
-                self._changed.set()
+
+    async def _needed(self, place: _Place) -> None:
+        """Until the demand asks for one sandbox more; at once where each serves any number of sessions."""
+        if self._limits.sessions is None or place in self._quarantines:
+            return
+        while self._ready() >= self._demand.target(asyncio.get_running_loop().time()):
+            await self._change()
+
+    def _ready(self) -> int:
+        """Sandboxes that can be leased now, or are starting."""
+        return self._starting + sum(p.tenancy is not None and p.tenancy.has_room for p in self._places)
 
     async def _create(self) -> Sandbox:
         started = asyncio.get_running_loop().time()
-        sandbox = await self._backend.create()
-        self._emit(SandboxStarted(sandbox.id, asyncio.get_running_loop().time() - started))
+        self._starting += 1
+        try:
+            sandbox = await self._backend.create()
+        finally:
+            self._starting -= 1
+        seconds = asyncio.get_running_loop().time() - started
+        self._demand.started(seconds)
+        self._emit(SandboxStarted(sandbox.id, seconds))
         return sandbox
 
+    def _retire(self, tenancy: Tenancy) -> None:
+        """Destroy a worn sandbox when nobody holds it any more."""
+        self._recycled += 1
+        task = self._tasks.create_task(self._see_off(tenancy), name=f"retire-{tenancy.sandbox.id}")
+        self._retiring[tenancy] = task
 
-def _leases(tenancy: _Tenancy) -> int:
-    return tenancy.leases
+    async def _see_off(self, tenancy: Tenancy) -> None:
+        try:
+            await asyncio.wait(_either(tenancy.sandbox.lost, tenancy.idle), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self._end(tenancy)
+            del self._retiring[tenancy]
+
+    async def _end(self, tenancy: Tenancy) -> None:
+        """Destroy a sandbox, under a deadline."""
+        sandbox = tenancy.sandbox
+        if sandbox.lost.done():
+            self._lost += 1
+            self._emit(SandboxEnded(sandbox.id, sandbox.lost.result(), tenancy.leases_at_loss))
+        destroying = self._backend.destroy(sandbox.id)
+        try:
+            if not await shielded(destroying, deadline_s=DESTROY_S, what=f"sandbox {sandbox.id}"):
+                self._emit(SandboxLeft(sandbox.id))
+        finally:
+            self._changed.set()
+
+
+def _leases(tenancy: Tenancy) -> tuple[bool, int]:
+    """Whom to lease to first: one that is not worn, then the least busy."""
+    return tenancy.worn.done(), tenancy.leases
+
+
+def _either(*futures: asyncio.Future[Any]) -> set[asyncio.Future[Any]]:
+    """Futures of different results as one set, which `asyncio.wait` leaves alone when it is cancelled."""
+    return set(futures)
 
 
 _NOT_STARTED: Final = SandboxId("(not started)")

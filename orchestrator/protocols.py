@@ -94,6 +94,8 @@ class Sandbox(Protocol):
     info: EnvironmentInfo
     lost: asyncio.Future[Failure]
     """Done once, when the sandbox is gone, with why; idle episodes learn of a death through it."""
+    worn: bool
+    """Whether it should be replaced when nobody holds it any more; said by its backend (of its memory, say)."""
 
     async def open(self, spec: EpisodeSpec) -> tuple[Session, Observation]:
         """Open a session. Raises SandboxLost, SandboxRefused. Cancelled: the session is closed on arrival."""
@@ -135,10 +137,21 @@ class SandboxStatistics:
     pid: int
 
 
+@dataclass(frozen=True, slots=True)
+class SandboxLimits:
+    """What one sandbox is good for; None is no limit. Where code of the agent's runs: one session, one episode."""
+
+    sessions: int | None = None
+    """Sessions at once."""
+    episodes: int | None = None
+    """Sessions in all, before it is replaced."""
+
+
 class Backend(Protocol):
     """Creates and destroys sandboxes. An async context manager; entering it makes its listener ready."""
 
     environment: str
+    limits: SandboxLimits
 
     async def __aenter__(self) -> Backend: ...
 

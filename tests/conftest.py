@@ -36,7 +36,10 @@ MAY_BLOCK = {
     "orchestrator/store/schema.py": {"create", "open_writer", "open_reader", "open_consumer", "holds_run"},
     "backends/environments/catalog.py": {"find", "stage", "_sources", "installed"},
     "backends/sandboxes/local.py": {"__aenter__", "_spawn", "destroy", "_process_cpu", "_labelled"},
-    "backends/sandboxes/listener.py": {"__aenter__", "__aexit__"},
+    "backends/sandboxes/listener.py": {"__aenter__", "__aexit__", "open", "shut"},
+    "backends/sandboxes/docker/port.py": {"_socket_path"},
+    "backends/sandboxes/docker/usage.py": {"_paths", "_number", "_field", "first_child"},
+    "backends/sandboxes/docker/owners.py": {"owner_labels", "standing"},
     "backends/sandboxes/private.py": {"private_directory"},
     # Log records and tracebacks are written where they arise.
     "logging/__init__.py": {"emit"},

@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -34,6 +34,7 @@ ISOLATIONS: Final = ("shared", "process")
 _BACKENDS = FOLDER.parent
 _TEXTS = {"name": str, "description": str, "licence": str, "isolation": str, "deterministic": bool, "runs_code": bool}
 _LISTS = ("requirements", "requirements_no_deps")
+_RESOURCES = "resources"
 
 
 def home() -> Path:
@@ -42,6 +43,21 @@ def home() -> Path:
         return Path(chosen).expanduser().absolute()
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(data).expanduser().absolute() / "rollout"
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one sandbox of an environment may use where the backend can bound it; sizes in MiB, 0 for no bound.
+
+    `memory_mb` is memory and swap together, `tmp_mb` and `shm_mb` are /tmp and /dev/shm, which are memory too; `pids`
+    counts processes and threads.
+    """
+
+    cpus: float = 1.0
+    memory_mb: int = 2048
+    pids: int = 128
+    tmp_mb: int = 64
+    shm_mb: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +74,7 @@ class EnvironmentSpec:
     isolation: str
     deterministic: bool
     runs_code: bool
+    resources: Resources = Resources()
 
     @property
     def digest(self) -> str:
@@ -111,9 +128,9 @@ def read(folder: Path) -> EnvironmentSpec:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: {error}") from None
-    unexpected = sorted(table.keys() - _TEXTS.keys() - set(_LISTS))
-    if unexpected:
-        raise UsageError(f"{path}: unknown key {unexpected[0]!r}; known: {', '.join([*_TEXTS, *_LISTS])}")
+    known = [*_TEXTS, *_LISTS, _RESOURCES]
+    if unexpected := sorted(table.keys() - set(known)):
+        raise UsageError(f"{path}: unknown key {unexpected[0]!r}; known: {', '.join(known)}")
     for key, kind in _TEXTS.items():
         if not isinstance(table.get(key), kind):
             raise UsageError(f"{path}: {key!r} must be given, as {'a string' if kind is str else 'true or false'}")
@@ -126,7 +143,19 @@ def read(folder: Path) -> EnvironmentSpec:
     if table["isolation"] not in ISOLATIONS:
         raise UsageError(f"{path}: 'isolation' must be one of {', '.join(ISOLATIONS)}")
     values = {key: table[key] for key in _TEXTS} | {key: tuple(value) for key, value in lists.items()}
-    return EnvironmentSpec(folder=folder, **values)
+    return EnvironmentSpec(folder=folder, resources=_resources(path, table.get(_RESOURCES, {})), **values)
+
+
+def _resources(path: Path, table: object) -> Resources:
+    known = [field.name for field in fields(Resources)]
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: {_RESOURCES!r} must be a table of {', '.join(known)}")
+    for key, value in table.items():
+        if key not in known:
+            raise UsageError(f"{path}: unknown key {f'{_RESOURCES}.{key}'!r}; known: {', '.join(known)}")
+        if isinstance(value, bool) or not isinstance(value, int | (float if key == "cpus" else int)) or value < 0:
+            raise UsageError(f"{path}: {f'{_RESOURCES}.{key}'!r} must be a number, 0 for no bound")
+    return Resources(**table)
 
 
 def stage(spec: EnvironmentSpec) -> Path:

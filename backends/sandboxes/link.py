@@ -76,6 +76,7 @@ class LinkedSandbox:
         self.lost: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         """Done when the connection has ended, with what the connection knows; the backend then finds out why."""
+        self.worn = False
         self._limit_s = limit_s
         self.max_body = max_body
         self._batcher = Batcher()

@@ -1,15 +1,17 @@
 """Where sandboxes dial in: a unix socket in a private directory, one token a sandbox.
 
 Owns the socket and the backend's private directory. The socket (0666) lies in a folder (0711) inside a 0700 directory,
-so that any uid in a container that mounts the folder can connect, and nobody else can reach it. A connection whose
-hello does not carry an expected token, or not in time, is closed. Used by backends as an async context manager; nothing
-is left behind at exit.
+so that any uid in a container that mounts the folder can connect, and nobody else can reach it. A sandbox that runs
+what it must not trust gets a door of its own, shut as soon as it has come in. A connection whose hello does not carry
+an expected token, or not in time, is closed. Used by backends as an async context manager; nothing is left behind at
+exit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -20,7 +22,7 @@ from aiohttp import web
 
 from backends.sandboxes.private import private_directory
 from backends.server.wire import MAX_FRAME, PROTOCOL, Hello
-from orchestrator.errors import SandboxError
+from orchestrator.errors import SandboxError, UsageError
 from orchestrator.types import Failure, FailureKind
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 HELLO_S: Final = 10.0
 """A connection must say hello within this many seconds."""
+SOCKET: Final = "orchestrator"
+"""The socket's name in its folder."""
 _HELLO_CAP: Final = 4096
 
 
@@ -43,6 +47,30 @@ class _Expected:
         self.arrived: asyncio.Future[LinkedSandbox] = asyncio.get_running_loop().create_future()
 
 
+class Door:
+    """A socket in a folder of its own. Connections that have come through it stay when it is shut."""
+
+    __slots__ = ("_site", "folder", "socket")
+
+    def __init__(self, site: web.UnixSite, folder: Path) -> None:
+        self._site = site
+        self.folder = folder
+        self.socket = folder / SOCKET
+
+    async def open(self) -> None:
+        """Begin to listen: whoever can reach the folder can connect. Not to be cancelled half-way."""
+        self.folder.mkdir()
+        self.folder.chmod(0o711)
+        await self._site.start()
+        self.socket.chmod(0o666)
+
+    async def shut(self) -> None:
+        """Accept nobody more, and remove the folder. Idempotent."""
+        if self.folder.exists():
+            await self._site.stop()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class Listener:
     """Accepts the sandboxes of one backend."""
 
@@ -51,24 +79,23 @@ class Listener:
         self._stack = AsyncExitStack()
         self.private = Path()
         """A 0700 directory for the backend's own temporary files; goes with the listener."""
-        self.folder = Path()
-        """The folder that holds the socket; a container mounts it read-only."""
         self.socket = Path()
+        """Where the sandboxes dial in that have no door of their own."""
+        self._runner: web.AppRunner | None = None
+        self._doors = 0
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             self.private = stack.enter_context(private_directory())
-            self.folder = self.private / "s"
-            self.folder.mkdir()
-            self.folder.chmod(0o711)
-            self.socket = self.folder / "orchestrator"
             application = web.Application()
             application.router.add_get("/", self._accept)
             runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-            await web.UnixSite(runner, str(self.socket), backlog=1024).start()
-            self.socket.chmod(0o666)
+            self._runner = runner
+            door = self.door()
+            await door.open()
+            self.socket = door.socket
             self._stack = stack.pop_all()
         return self
 
@@ -76,6 +103,14 @@ class Listener:
         for expected in self._expected.values():
             expected.arrived.cancel()
         await self._stack.aclose()
+
+    def door(self) -> Door:
+        """One more socket, in a folder of its own that a container can mount; not open yet."""
+        if self._runner is None:
+            raise UsageError("enter the listener first: `async with Listener()`")
+        self._doors += 1
+        folder = self.private / f"s{self._doors}"
+        return Door(web.UnixSite(self._runner, str(folder / SOCKET), backlog=1024), folder)
 
     def expect(self, token: str, make: Callable[[Hello], LinkedSandbox]) -> asyncio.Future[LinkedSandbox]:
         """The sandbox that will dial in with `token`, made by `make`. Cancel or `forget` when it never comes."""

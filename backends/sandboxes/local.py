@@ -29,6 +29,7 @@ from backends.sandboxes.link import LinkedSandbox
 from backends.sandboxes.listener import Listener
 from backends.server.wire import MAX_BODY
 from orchestrator.errors import SandboxError, Unavailable, UsageError
+from orchestrator.protocols import SandboxLimits
 from orchestrator.types import Failure, FailureKind, RunId, SandboxId
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class LocalBackend:
     ) -> None:
         self.spec: EnvironmentSpec = find(environment)
         self.environment = self.spec.name
+        self.limits = SandboxLimits()
         if self.spec.runs_code and not (unsafe or os.environ.get(UNSAFE_VARIABLE) == "1"):
             raise Unavailable(
                 f"{environment} runs the agent's code, and the local backend walls nothing off: use containers, or "

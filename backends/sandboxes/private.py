@@ -43,12 +43,15 @@ def private_directory() -> Iterator[Path]:
 
 def sweep(parent: Path | None = None) -> list[Path]:
     """Remove this user's directories whose owner is dead; which."""
-    removed = []
-    for path in (parent or _parent()).glob(f"{PREFIX}*"):
-        if _dead(path):
-            shutil.rmtree(path, ignore_errors=True)
-            removed.append(path)
-    return removed
+    found = dead(parent)
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True)
+    return found
+
+
+def dead(parent: Path | None = None) -> list[Path]:
+    """This user's directories whose owner is dead."""
+    return [path for path in (parent or _parent()).glob(f"{PREFIX}*") if _dead(path)]
 
 
 def _dead(path: Path) -> bool:

@@ -1,7 +1,8 @@
 """`python -m backends.server --environment NAME`: a sandbox. Dials out, serves sessions, dies with its owner.
 
 The first line of standard input is a JSON object: `socket` (a unix socket's path) or `url`, `token`, `digest`,
-optional `max_body` (bytes) and `memory_mb`. Standard input stays open for as long as the owner lives: its end, or the
+optional `max_body` (bytes), `memory_mb`, and `guarded`: whether this process hides its memory and its files from others
+of the same user, as the agent's code may be. Standard input stays open for as long as the owner lives: its end, or the
 death of the parent process, ends the server at once. The command line never carries a secret.
 """
 
@@ -32,6 +33,7 @@ FLUSH_S: Final = 0.002
 """Replies of a long batch leave at least this often, so that the orchestrator works while the batch goes on."""
 FLUSH_BYTES: Final = 256 * 1024
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
 
 
 def main() -> None:
@@ -43,6 +45,8 @@ def main() -> None:
     arguments = parser.parse_args()
     _die_with_parent()
     config: dict[str, Any] = orjson.loads(_read_line())
+    if config.get("guarded"):
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if memory_mb := config.get("memory_mb"):
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_mb) << 20, int(memory_mb) << 20))
     module = importlib.import_module(f"backends.environments.{arguments.environment}.inside")

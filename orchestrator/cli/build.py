@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from orchestrator.cli.config import Chat, Replay, RunConfig, Scripted
+from backends.environments.catalog import find
+from orchestrator.cli.config import Chat, Docker, Local, Replay, RunConfig, Scripted
 
 if TYPE_CHECKING:
     from backends.environments.catalog import EnvironmentSpec
@@ -41,9 +42,17 @@ def orchestrator(config: RunConfig, out: Path, *, resume: bool, listener: Listen
 
 def backend(config: RunConfig) -> Backend:
     """Where sandboxes run."""
-    from backends.sandboxes.local import LocalBackend
+    match config.backend:
+        case Local(unsafe_local=unsafe):
+            from backends.sandboxes.local import LocalBackend
 
-    return LocalBackend(config.env, unsafe=config.backend.unsafe_local, auto_install=False)
+            return LocalBackend(config.env, unsafe=unsafe, auto_install=False)
+        case Docker(image=image, hardening=hardening):
+            from backends.sandboxes.docker import DockerBackend
+
+            return DockerBackend(config.env, image=image, hardening=hardening)
+        case other:
+            assert_never(other)
 
 
 def policy(config: RunConfig) -> Policy:
@@ -83,6 +92,15 @@ def _chat(chat: Chat) -> Policy:
     )
 
 
+async def ensure_ready(config: RunConfig, *, install: bool) -> None:
+    """Install an environment, or build its image, at its first use, saying so. Raises Unavailable, EngineError."""
+    spec = find(config.env)
+    if isinstance(config.backend, Docker):
+        await _ensure_image(spec, config.backend.image, build=install)
+    else:
+        await ensure_installed(spec, install=install)
+
+
 async def ensure_installed(spec: EnvironmentSpec, *, install: bool) -> None:
     """Install an environment at its first use, saying so; with `install` False raises Unavailable instead."""
     from backends.environments.install import install as install_environment
@@ -91,6 +109,16 @@ async def ensure_installed(spec: EnvironmentSpec, *, install: bool) -> None:
     if not spec.installed and install:
         await install_environment(spec, progress=say)
     spec.interpreter()
+
+
+async def _ensure_image(spec: EnvironmentSpec, image: str | None, *, build: bool) -> None:
+    from backends.sandboxes.docker.images import ensure
+    from backends.sandboxes.docker.port import Engine
+    from orchestrator.cli.steps import steps_shown
+
+    async with await Engine.connect() as engine:
+        with steps_shown(f"image of {spec.name}") as progress:
+            await ensure(engine, spec, image, progress, build_missing=build)
 
 
 def absolute(config: RunConfig) -> RunConfig:

@@ -46,9 +46,14 @@ def collect(
     max_turns: Annotated[Count, _option(HOW, "N", "Actions an episode (default: the environment's).")] = None,
     concurrency: options.Concurrency = None,
     sandboxes: options.Sandboxes = None,
-    backend: Annotated[Text, _option(HOW, "NAME", "Where sandboxes run (default local).")] = None,
+    backend: Annotated[Text, _option(HOW, "NAME", "Where sandboxes run: local or docker (default local).")] = None,
     unsafe_local: Annotated[
         bool | None, _option(HOW, None, "local: allow environments that run the agent's code.", "--unsafe-local")
+    ] = None,
+    image: Annotated[Text, _option(HOW, "IMAGE", "docker: an image of your own (default: built).")] = None,
+    hardening: Annotated[
+        list[str] | None,
+        _option(HOW, "ITEM=VALUE", "docker: switch one item, as in memory_mb=4096; may be repeated."),
     ] = None,
     step_timeout: Annotated[Number, _option(HOW, "S", "Seconds a step (default 30).")] = None,
     episode_timeout: Annotated[Number, _option(HOW, "S", "Seconds an episode (default: no bound).")] = None,

@@ -17,8 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from backends.environments.catalog import find
-from orchestrator.cli.build import absolute, ensure_installed, orchestrator
+from orchestrator.cli.build import absolute, ensure_ready, orchestrator
 from orchestrator.cli.display import show
 from orchestrator.cli.exits import CANCELLED, FAILED, OK, UNFINISHED
 from orchestrator.cli.logs import RunLog
@@ -159,7 +158,7 @@ async def _conduct(
     assert task is not None
     interrupts = Interrupts(task, out)
     interrupts.install()
-    await ensure_installed(find(config.env), install=install)
+    await ensure_ready(config, install=install)
     async with orchestrator(config, out, resume=resume, listener=log.record) as orch:
         log.attach(out / "logs" / "rollout.log")
         interrupts.orch = orch

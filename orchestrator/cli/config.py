@@ -8,11 +8,13 @@ of secret variables, never their values.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path  # noqa: TC003  pydantic evaluates the annotation
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from backends.sandboxes.docker.hardening import Hardening
 from orchestrator.cli.source import Source
 from orchestrator.errors import UsageError
 from orchestrator.names import unknown
@@ -73,6 +75,27 @@ class Local(Frozen):
     """Allow environments that run the agent's code, with nothing around them."""
 
 
+def _switched(value: object) -> object:
+    """Items as the command line has them (`NAME=VALUE`), or as a mapping."""
+    if isinstance(value, list | tuple):
+        pairs = (str(word).partition("=") for word in value)
+        value = {name: text or None for name, _, text in pairs}
+    known = [item.name for item in fields(Hardening)]
+    if isinstance(value, dict) and (unexpected := sorted(value.keys() - set(known))):
+        raise ValueError(f"there is no item {unexpected[0]!r}; the items are {', '.join(known)}")
+    return value
+
+
+class Docker(Frozen):
+    """Sandboxes as containers of this machine's Docker daemon."""
+
+    kind: Literal["docker"]
+    image: str | None = Field(default=None, min_length=1)
+    """An image of your own; by default the environment's is built."""
+    hardening: Annotated[Hardening, BeforeValidator(_switched)] = Hardening()
+    """What walls a container off, item by item."""
+
+
 def _named(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
@@ -86,7 +109,7 @@ class RunConfig(Frozen):
     policy: Annotated[Replay | Scripted | Chat, Field(discriminator="kind"), BeforeValidator(_named)] = Replay(
         kind="replay"
     )
-    backend: Annotated[Local, BeforeValidator(_named)] = Local(kind="local")
+    backend: Annotated[Local | Docker, Field(discriminator="kind"), BeforeValidator(_named)] = Local(kind="local")
     group_size: PositiveInt = 1
     episodes: PositiveInt | None = None
     concurrency: PositiveInt = 256
@@ -104,7 +127,7 @@ class RunConfig(Frozen):
 
 
 POLICIES: Final[dict[str, type[Frozen]]] = {"replay": Replay, "scripted": Scripted, "chat": Chat}
-BACKENDS: Final[dict[str, type[Frozen]]] = {"local": Local}
+BACKENDS: Final[dict[str, type[Frozen]]] = {"local": Local, "docker": Docker}
 _PARTS: Final = {"policy": POLICIES, "backend": BACKENDS}
 
 

@@ -7,37 +7,28 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 import typer
 
 from orchestrator.cli import options
+from orchestrator.cli.checks import FAIL, OK, WARN, Check
+from orchestrator.cli.doctor_docker import look_at_docker
 from orchestrator.cli.exits import FAILED
 
-OK: Final = "ok"
-WARN: Final = "warn"
-FAIL: Final = "FAIL"
 SQLITE: Final = (3, 51, 3)
 """The first SQLite without the WAL-reset bug, which can lose committed rows."""
-PACKAGES: Final = ("aiohttp", "apsw", "orjson", "pydantic", "PyYAML", "rich", "typer")
+PACKAGES: Final = ("aiodocker", "aiohttp", "apsw", "orjson", "pydantic", "PyYAML", "rich", "typer")
 SPARE_FILES: Final = 256
 """File descriptors besides one an episode: the store, the journal, sandboxes, logs."""
 LOW_DISK: Final = 2**30
-
-
-class Check(NamedTuple):
-    """One finding: what was looked at, `ok`, `warn` or `FAIL`, and what it means."""
-
-    what: str
-    state: str
-    finding: str
 
 
 def doctor(
     concurrency: Annotated[int, typer.Option(help="The concurrency you want to run with.")] = 256,
     json: options.Json = False,
 ) -> None:
-    """Check Python, packages, limits, environments, disk space and left-over processes. Exits 1 on a FAIL."""
+    """Check Python, packages, limits, environments, disk space, Docker and what was left behind. Exits 1 on a FAIL."""
     from rich.table import Table
     from rich.text import Text
 
@@ -159,4 +150,5 @@ _LOOKS: Final[tuple[Callable[[int], Iterator[Check]], ...]] = (
     look_at_environments,
     look_at_disk,
     look_at_processes,
+    look_at_docker,
 )

@@ -13,7 +13,7 @@ from typing import Final, TextIO
 
 import typer
 
-from orchestrator.cli import bench, collect, doctor, env, export, resume, show, status, tasks
+from orchestrator.cli import bench, collect, doctor, env, export, image, reap, resume, show, status, tasks
 from orchestrator.cli.exits import CANCELLED, FAILED, USAGE
 from orchestrator.errors import RolloutError, UsageError
 
@@ -33,6 +33,8 @@ app.command("show")(show.show)
 app.command("export")(export.export)
 app.command("tasks")(tasks.tasks)
 app.add_typer(env.app, name="env")
+app.add_typer(image.app, name="image")
+app.command("reap")(reap.reap)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 

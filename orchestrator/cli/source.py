@@ -57,9 +57,9 @@ class Source:
             message += f" (give {option(key)}, or `{key}:` in a file named by --config)"
         elif error["type"] not in {"union_tag_invalid", "union_tag_not_found"}:
             message += f", not {error['input']!r:.60}"
-        named = next((str(part) for part in reversed(loc) if str(part) in given), None)
+        named = next((number for number in reversed(range(len(loc))) if str(loc[number]) in given), None)
         if named is not None:
-            return f"{option(named)}: {message}"
+            return f"{' '.join((option(str(loc[named])), *map(str, loc[named + 1 :])))}: {message}"
         dotted = ".".join(str(part) for part in loc)
         return f"{self._place(loc)}{dotted}: {message}"
 

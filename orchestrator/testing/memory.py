@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 import orjson
 
 from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, UnknownName
-from orchestrator.protocols import SandboxStatistics
+from orchestrator.protocols import SandboxLimits, SandboxStatistics
 from orchestrator.testing.script import Die, Fault, Gone, Hang, MemoryCall, Refuse, Say, Script, Slow
 from orchestrator.types import (
     EnvironmentInfo,
@@ -50,8 +50,16 @@ class MemoryStatistics(NamedTuple):
 class MemoryBackend:
     """See the module's docstring. `script` decides each call's fault; None answers truthfully."""
 
-    def __init__(self, script: Script | None = None, *, deterministic: bool = True, max_turns: int = 64) -> None:
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        deterministic: bool = True,
+        max_turns: int = 64,
+        limits: SandboxLimits | None = None,
+    ) -> None:
         self.environment = "memory"
+        self.limits = limits or SandboxLimits()
         self.info = EnvironmentInfo("memory", "0" * 16, "shared", deterministic, False, max_turns)
         self.live: dict[SandboxId, MemorySandbox] = {}
         self.with_solutions = False
@@ -133,6 +141,7 @@ class MemorySandbox:
         self.number = number
         self.lost: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         self.sessions = 0
+        self.worn = False
         self._backend = backend
         self._waiting: dict[int, float] = {}
         self._calls = 0

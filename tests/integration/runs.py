@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.events import Event
-    from orchestrator.protocols import EpisodeContext
+    from orchestrator.protocols import Backend, EpisodeContext
     from orchestrator.records import ConversationView
     from orchestrator.summary import Summary
     from orchestrator.types import EpisodeKey, Group, Trajectory
@@ -98,7 +98,7 @@ async def play(
     out: Path,
     policy: Any,
     *,
-    backend: LocalBackend | None = None,
+    backend: Backend | None = None,
     tasks: list[str] | None = None,
     split: str = "",
     episodes: int | None = None,

@@ -40,7 +40,7 @@ async def test_the_least_busy_sandbox_is_leased() -> None:
             if lease.sandbox is not busiest:
                 lease.release()
         assert (await on.pool.lease()).sandbox is not busiest
-        assert on.pool.statistics() == (3, 3, 4, 0, 0)
+        assert on.pool.statistics() == (3, 3, 4, 0, 0, 0)
         assert repr(on.pool) == f"<Pool {on.pool.statistics()}>"
 
 
@@ -59,7 +59,7 @@ async def test_a_lost_sandbox_is_replaced_and_never_leased() -> None:
         assert lease.sandbox not in [other.sandbox for other in others]
         await asyncio.sleep(1)
         assert lease.sandbox.id not in on.backend.live
-        assert on.pool.statistics() == (2, 2, 4, 1, 0)
+        assert on.pool.statistics() == (2, 2, 4, 1, 0, 0)
         lease.release()
         assert on.pool.statistics().leases == 4, "a lease on a lost sandbox counts for nobody else"
         assert SandboxEnded(lease.sandbox.id, LOST, 1) in on.events
