@@ -104,15 +104,25 @@ async def play(
     episodes: int | None = None,
     group_size: int = 1,
     chaos: AbstractAsyncContextManager[object] | None = None,
+    all_up: bool = False,
     **options: Any,
 ) -> Played:
-    """A whole run of the toy environment (or of `backend`'s), read back; `chaos` is entered when it has begun."""
+    """A whole run of the toy environment (or of `backend`'s), read back.
+
+    `chaos` is entered before the first episode; with `all_up` that waits until every sandbox has started.
+    """
     events: list[Event] = []
     options = {"concurrency": 64, "sandboxes": 2, "step_timeout_s": 5.0, "retry": QUICK, **options}
     orchestrator = Orchestrator(
         backend=backend or LocalBackend("toy"), policy=policy, out=out, listener=events.append, **options
     )
+
+    async def up() -> bool:
+        progress = orchestrator.progress()
+        return not all_up or progress.sandboxes_live == progress.sandboxes_target
+
     async with orchestrator, chaos or nullcontext():
+        await until(up, "all sandboxes to start")
         summary = await orchestrator.run(split=split, tasks=tasks, episodes=episodes, group_size=group_size)
     return Played(summary, await read(out), events, orchestrator)
 

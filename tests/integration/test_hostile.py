@@ -54,7 +54,8 @@ def arm(folder: Path, attack: dict[str, Any]) -> HostileBackend:
 async def attacked(tmp_path: Path, attack: dict[str, Any], **options: Any) -> tuple[Played, Counted]:
     backend = await asyncio.to_thread(arm, tmp_path / "hostile", attack)
     policy = Counted(counting)
-    played = await play(tmp_path / "run", policy, backend=backend, episodes=EPISODES, **options)
+    options = {"episodes": EPISODES, "all_up": "name" in attack, **options}
+    played = await play(tmp_path / "run", policy, backend=backend, **options)
     return played, policy
 
 
@@ -122,7 +123,7 @@ async def test_one_answer_that_never_comes_among_others_that_do(tmp_path: Path) 
 
     backend = await asyncio.to_thread(arm, tmp_path / "hostile", {"name": "withholds_one_answer", "at": 4})
     policy = Counted(act, think_s=0.15)  # so that others are answered until the withheld one is missed
-    played = await play(tmp_path / "run", policy, backend=backend, step_timeout_s=0.1, episodes=EPISODES)
+    played = await play(tmp_path / "run", policy, backend=backend, step_timeout_s=0.1, episodes=EPISODES, all_up=True)
     check_unharmed(played, policy)
     [loss] = played.losses()
     assert loss.failure.kind is HUNG
