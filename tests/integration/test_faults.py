@@ -195,7 +195,7 @@ class TestMemoryBound:
 async def test_sandboxes_killed_and_stopped_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every episode ends with its right reward, nobody is blamed, no decision is asked for twice, and all is equal."""
     monkeypatch.setattr(local, "START_S", 2.0)  # those that are stopped while they start are given up sooner
-    episodes = 384
+    episodes = 288
     plain = await play(tmp_path / "plain", Counted(counting), episodes=episodes)
     policy = Counted(counting, think_s=0.15)
     killer = SandboxKiller(seed=2, every_s=0.35, most=12)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.types import Trajectory
 
 LIFE = Path(__file__).with_name("life.py")
-KILLS = 8
+KILLS = 6
 GRACE_S = 0.2
 """A decision made within this before a kill may be lost with it: the journal's interval, and its disk."""
 
@@ -115,17 +115,17 @@ def repeated_decisions(log: Path, struck: list[float]) -> list[dict[str, Any]]:
 @pytest.mark.chaos
 async def test_killed_again_and_again(tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "decisions"
-    arguments = ["--episodes", "640", "--concurrency", "48", "--think", "0.12"]
+    arguments = ["--episodes", "512", "--concurrency", "48", "--think", "0.12"]
     struck = await lives(out, log, arguments, kills=KILLS, seed=3, watched=log)
     stored = await read(out)
-    assert len(stored) == 640
-    assert Counter(one.outcome for one in stored.values()) == {Outcome.COMPLETED: 640}
+    assert len(stored) == 512
+    assert Counter(one.outcome for one in stored.values()) == {Outcome.COMPLETED: 512}
     assert {one.reward for one in stored.values()} == {1.0}
     assert any(one.recovered for one in stored.values()), "some kills fell on episodes in flight"
     assert await asyncio.to_thread(repeated_decisions, log, struck) == []
-    plain = await play(tmp_path / "plain", Counted(counting), seed=11, group_size=2, episodes=640)
+    plain = await play(tmp_path / "plain", Counted(counting), seed=11, group_size=2, episodes=512)
     assert equal(plain.episodes, stored)
-    assert await asyncio.to_thread(groups_of, out) == [2] * 320
+    assert await asyncio.to_thread(groups_of, out) == [2] * 256
 
 
 def groups_of(out: Path) -> list[int]:
