@@ -50,6 +50,9 @@ MAX_TOOLSET_BYTES: Final = 256 * 1024 * 1024
 
 _STEP: Final = int(Op.STEP)
 """A plain number: it goes into the header of every step, where a member of an enumeration is slower to write."""
+MESSAGE_CAP: Final = 2000
+"""Characters of a sandbox's error message that are kept."""
+
 _KINDS: Final = {
     ErrorCode.UNKNOWN_TASK: FailureKind.UNKNOWN_TASK,
     ErrorCode.UNAVAILABLE: FailureKind.UNKNOWN_TASK,
@@ -294,6 +297,7 @@ def _released() -> SandboxRefused:
 
 
 def _refused(code: str, message: str, retryable: bool, stage: str) -> SandboxError:
+    message = message[:MESSAGE_CAP]  # it goes into logs and the store
     if code == ErrorCode.STEP_TIMEOUT:
         return SandboxLost(Failure(FailureKind.SANDBOX_HUNG, stage, message), suspect=True)
     kind = _KINDS.get(code, FailureKind.PROTOCOL)
