@@ -82,6 +82,10 @@ class Hostile(honest._Connection):
     async def error_no_json(self) -> None:
         await self.send([[self.first(), 1, 0.0, False, 3]], b"no!")
 
+    async def shouting_error(self) -> None:
+        body = orjson.dumps({"code": "environment", "message": "x" * 3 * MIB, "retryable": False})
+        await self.send([[self.first(), 1, 0.0, False, len(body)]], body)
+
     async def unknown_status(self) -> None:
         await self.send([[self.first(), 9, 0.0, False, 2]], b"{}")
 

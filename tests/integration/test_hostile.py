@@ -13,6 +13,7 @@ from runs import Counted, Played, counting, counting_from, equal, play
 
 from backends.environments.catalog import find, stage
 from backends.sandboxes import listener, local
+from backends.sandboxes.link import MESSAGE_CAP
 from backends.sandboxes.local import LocalBackend
 from orchestrator.types import FailureKind, Outcome
 
@@ -172,6 +173,14 @@ async def test_a_malformed_list_of_tasks(name: str, tmp_path: Path) -> None:
     check_unharmed(played, policy)
     [loss] = played.losses()
     assert (loss.failure.kind, loss.failure.message) == (PROTOCOL, "the sandbox's task list is malformed")
+
+
+async def test_an_error_with_an_endless_message(tmp_path: Path) -> None:
+    """It is within the protocol, and its message is cut before anybody keeps it."""
+    played, _ = await attacked(tmp_path, {"name": "shouting_error", "at": 4}, concurrency=1, sandboxes=1, episodes=4)
+    failures = [one.failure for one in played.episodes.values() if one.failure is not None]
+    assert failures
+    assert {len(failure.message) for failure in failures} == {MESSAGE_CAP}
 
 
 async def test_equal_to_a_run_with_honest_sandboxes(tmp_path: Path) -> None:
