@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final, Literal
 
+from backends.sandboxes.docker import DockerBackend
 from backends.sandboxes.local import LocalBackend
 from bench.workers import serve
 from orchestrator import Orchestrator
@@ -35,10 +36,11 @@ async def measure(
     sandboxes: int,
     seed: int,
     durability: Literal["step", "episode"],
+    backend: Literal["local", "docker"] = "local",
 ) -> Row:
     """Run it and return its row."""
     async with Orchestrator(
-        backend=LocalBackend("bfcl"),
+        backend=LocalBackend("bfcl") if backend == "local" else DockerBackend("bfcl"),
         policy=ReplayPolicy(),
         out=Path(out),
         concurrency=concurrency,

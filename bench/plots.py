@@ -26,6 +26,8 @@ def draw(name: str, report: Report, path: Path) -> Path:
             _overhead(axes, report)
         case "density":
             _density(axes, report.result)
+        case "docker":
+            _docker(axes, report)
         case _:
             _recovery(axes, report)
     axes.grid(visible=True, axis="y", alpha=0.3)
@@ -65,4 +67,14 @@ def _recovery(axes: Axes, report: Report) -> None:
     faults = sum(report.result[name] for name in ("lost", "duplicated", "model_calls_repeated", "processes_left"))
     title = f"{report.result['kills']} kills of the orchestrator: {faults} keys, calls or processes lost or doubled"
     axes.set(xlabel="seconds into a life", ylabel="episodes stored, %", title=title)
+    axes.legend()
+
+
+def _docker(axes: Axes, report: Report) -> None:
+    for side in ("local", "docker"):
+        rows = [row for row in report.rounds if row["side"] == side]
+        axes.plot([row["cpu_us_per_step"] for row in rows], [row["steps_per_s"] for row in rows], "o", label=side)
+    axes.set(xlabel="orchestrator's CPU a step, us", ylabel="steps/s", title="Containers and processes, every round")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
     axes.legend()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from bench.density import density
+from bench.docker import docker
 from bench.machine import describe, versions
 from bench.overhead import overhead
 from bench.recovery import recovery
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 SCHEMA: Final = 1
 """Of the JSON file."""
 
-SCENARIOS: Final[Mapping[str, Scenario]] = {"overhead": overhead, "density": density, "recovery": recovery}
+SCENARIOS: Final[Mapping[str, Scenario]] = {
+    "overhead": overhead,
+    "density": density,
+    "recovery": recovery,
+    "docker": docker,
+}
 _KILLING: Final = "recovery"
 
 

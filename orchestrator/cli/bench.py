@@ -13,7 +13,7 @@ from orchestrator.cli import options
 
 
 def bench(
-    scenario: Annotated[str, typer.Argument(help="overhead, density or recovery.")],
+    scenario: Annotated[str, typer.Argument(help="overhead, density, recovery or docker.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The JSON file (default bench-results/SCENARIO.json).")
     ] = None,
@@ -26,7 +26,7 @@ def bench(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides every random choice (default 0).")] = 0,
     json: options.Json = False,
 ) -> None:
-    """Measure this machine: what orchestration costs, what an episode weighs, what a kill loses."""
+    """Measure this machine: what orchestration and containers cost, what an episode weighs, what a kill loses."""
     import asyncio
 
     from bench.registry import SCENARIOS, conduct

@@ -188,6 +188,17 @@ async def test_without_a_daemon_it_says_what_to_do(monkeypatch: pytest.MonkeyPat
             pass
 
 
+def test_the_benchmark(tmp_path: Path) -> None:
+    command = [*ROLLOUT, "bench", "docker", "--episodes", "200", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name in ("steps_ratio", "cpu_ratio", "warm_lease_p99_ms", "cold_start_ratio", "starts_per_s"):
+        assert found[name] > 0
+    assert 10 < found["mib_per_container"] < 200
+    assert (tmp_path / "bench-results" / "docker.png").is_file()
+
+
 class TestKilled:
     """kill -9 of an orchestrator that nobody restarts: nothing of it is left, nothing of anybody else is touched."""
 

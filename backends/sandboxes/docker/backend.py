@@ -158,7 +158,7 @@ class DockerBackend:
             self._left[sandbox] = asyncio.get_running_loop().time() + RETRY_S
             await container.let_go()
         if container is None or not container.never_made:
-            await self._need_engine().remove(sandbox)
+            await self.engine.remove(sandbox)
         self._forget(sandbox)
 
     async def owned_by(self, run: RunId) -> Sequence[SandboxId]:
@@ -189,11 +189,9 @@ class DockerBackend:
         return f"<DockerBackend {self.environment} containers={len(self._containers)} left={len(self._left)}>"
 
     async def _create(self) -> LinkedSandbox:
-        if self._blueprint is None:
-            raise UsageError("enter the backend first: `async with DockerBackend(...)`")
         self._count += 1
         name = SandboxId(f"{self._prefix}-{self._count}")
-        container = Container(name, self._blueprint, self._need_engine(), self._need_tasks())
+        container = Container(name, self.blueprint, self.engine, self._need_tasks())
         self._containers[name] = container
         try:
             return await container.start(self._listener)
@@ -230,7 +228,7 @@ class DockerBackend:
 
     async def _retry(self, name: SandboxId) -> None:
         try:
-            await self._need_engine().remove(name, within_s=RETRY_S)
+            await self.engine.remove(name, within_s=RETRY_S)
         except EngineError as error:
             log.warning("%s still cannot be removed: %s", name, error)
         else:
@@ -282,7 +280,7 @@ class DockerBackend:
         loop = asyncio.get_running_loop()
         while loop.time() < ends:
             try:
-                await self._need_engine().version()
+                await self.engine.version()
             except EngineError:
                 await asyncio.sleep(DAEMON_POLL_S)
             else:
@@ -296,10 +294,19 @@ class DockerBackend:
         self._chores.add(chore)
         chore.add_done_callback(self._chores.discard)
 
-    def _need_engine(self) -> Engine:
+    @property
+    def engine(self) -> Engine:
+        """The connection to the daemon, while the backend is entered."""
         if self._engine is None:
             raise UsageError("enter the backend first: `async with DockerBackend(...)`")
         return self._engine
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """What its containers are made by, while it is entered."""
+        if self._blueprint is None:
+            raise UsageError("enter the backend first: `async with DockerBackend(...)`")
+        return self._blueprint
 
     def _need_tasks(self) -> asyncio.TaskGroup:
         if self._tasks is None:
