@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from orchestrator.events import Event
-    from orchestrator.protocols import EpisodeContext
+    from orchestrator.protocols import EpisodeContext, SandboxLimits
     from orchestrator.records import ConversationView
     from orchestrator.testing.script import Script
     from orchestrator.types import Failure, Trajectory
@@ -116,6 +116,7 @@ async def stage(
     *,
     sandboxes: int = 1,
     deterministic: bool = True,
+    limits: SandboxLimits | None = None,
     **changes: Any,
 ) -> AsyncIterator[Stage]:
     """Enter a backend and a pool. `changes` are settings of the episodes."""
@@ -129,7 +130,7 @@ async def stage(
         on_agent_kill=OnAgentKill.ZERO,
     )
     events: list[Event] = []
-    backend = MemoryBackend(script, deterministic=deterministic)
+    backend = MemoryBackend(script, deterministic=deterministic, limits=limits)
     backend.configure(run=RunId("test"), with_solutions=policy.needs_solutions, logs=None, call_limit_s=CALL_LIMIT_S)
     async with backend, Pool(backend, sandboxes, events.append) as pool:
         yield Stage(backend, pool, policy, replace(settings, **changes), events)

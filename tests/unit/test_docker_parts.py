@@ -1,0 +1,241 @@
+"""The parts of the Docker backend that need no daemon: settings, causes of death, owners, what is used."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backends.environments.catalog import Resources, find
+from backends.sandboxes.docker import images, usage
+from backends.sandboxes.docker.death import describe
+from backends.sandboxes.docker.hardening import Hardening
+from backends.sandboxes.docker.images import DIGEST, ENVIRONMENT, ensure, image_name
+from backends.sandboxes.docker.owners import NAMESPACE, OWNER, Standing, owner_labels, standing
+from backends.sandboxes.docker.port import ContainerState, EngineRefused, NotThere
+from backends.sandboxes.docker.usage import Usage, first_child
+from orchestrator.errors import Unavailable
+from orchestrator.rundir import Owner
+from orchestrator.types import FailureKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+class TestHardening:
+    def test_each_item_switches_one_thing(self) -> None:
+        plain = Hardening().host_config(Resources())
+        switched: dict[str, tuple[object, set[str]]] = {
+            "drop_capabilities": (False, {"CapDrop"}),
+            "no_new_privileges": (False, {"SecurityOpt"}),
+            "seccomp": (False, {"SecurityOpt"}),
+            "read_only": (False, {"ReadonlyRootfs"}),
+            "init": (False, {"Init"}),
+            "network": ("bridge", {"NetworkMode"}),
+            "runtime": ("runsc", {"Runtime"}),
+            "open_files": (7, {"Ulimits"}),
+            "cpus": (0.5, {"NanoCpus"}),
+            "memory_mb": (7, {"Memory", "MemorySwap"}),
+            "pids": (7, {"PidsLimit"}),
+            "tmp_mb": (7, {"Tmpfs"}),
+            "shm_mb": (7, {"ShmSize"}),
+            "user": ("1000", {"Tmpfs"}),
+        }
+        assert switched.keys() == asdict(Hardening()).keys()
+        for item, (value, expected) in switched.items():
+            changed = Hardening(**{item: value}).host_config(Resources())  # type: ignore[arg-type]
+            assert {key for key in changed if changed[key] != plain.get(key)} == expected, item
+
+    def test_an_environments_bounds_hold_unless_others_are_given(self) -> None:
+        asked = Resources(cpus=2.0, memory_mb=100, pids=10, tmp_mb=0, shm_mb=1)
+        assert Hardening().bounds(asked) == asked
+        assert Hardening(memory_mb=5, pids=0).bounds(asked) == Resources(2.0, 5, 0, 0, 1)
+        assert "size" not in Hardening().host_config(asked)["Tmpfs"]["/tmp"]
+
+    def test_a_negative_bound_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="pids must be positive"):
+            Hardening(pids=-1)
+
+
+class TestDeath:
+    def state(self, code: int, *, oom: bool = False, error: str = "") -> ContainerState:
+        return ContainerState("id", running=False, paused=False, pid=0, exit_code=code, oom_killed=oom, error=error)
+
+    @pytest.mark.parametrize(
+        ("code", "oom", "kind", "says"),
+        [
+            (128 + signal.SIGALRM, False, FailureKind.SANDBOX_HUNG, "time limit"),
+            (128 + signal.SIGALRM, True, FailureKind.SANDBOX_HUNG, "time limit"),
+            (128 + signal.SIGKILL, False, FailureKind.SANDBOX_LOST, "SIGKILL"),
+            (128 + signal.SIGKILL, True, FailureKind.SANDBOX_LOST, "may use 64 MiB"),
+            (128 + signal.SIGABRT, False, FailureKind.SANDBOX_LOST, "SIGABRT"),
+            (9, True, FailureKind.SANDBOX_LOST, "code 9"),
+            (0, False, FailureKind.SANDBOX_LOST, "code 0"),
+            (255, False, FailureKind.SANDBOX_LOST, "code 255"),
+        ],
+    )
+    def test_what_an_end_says(self, code: int, oom: bool, kind: FailureKind, says: str) -> None:
+        failure = describe(self.state(code, oom=oom), 64)
+        assert failure.kind is kind
+        assert says in failure.message
+
+    def test_the_daemons_own_words_come_through(self) -> None:
+        assert "no such runtime" in describe(self.state(127, error="no such runtime"), 0).message
+
+
+class TestOwners:
+    def labels(self, owner: Owner, namespace: str | None = None) -> dict[str, str]:
+        here = owner_labels()[NAMESPACE]
+        return {OWNER: f"{owner.boot}:{owner.pid}:{owner.start}", NAMESPACE: here if namespace is None else namespace}
+
+    def test_who_is_alive(self) -> None:
+        me = Owner.current()
+        assert standing(owner_labels()) is Standing.ALIVE
+        assert standing(self.labels(Owner(me.boot, me.pid, me.start + 1))) is Standing.DEAD, "its number was reused"
+        assert standing(self.labels(Owner(me.boot, 2**22 + 1, 1))) is Standing.DEAD
+        assert standing(self.labels(Owner("an earlier boot", me.pid, me.start))) is Standing.DEAD
+
+    def test_who_cannot_be_judged_from_here(self) -> None:
+        me = Owner.current()
+        elsewhere = self.labels(Owner(me.boot, 2**22 + 1, 1), namespace="pid:[1]")
+        assert standing(elsewhere) is Standing.UNKNOWN
+        for labels in ({}, {OWNER: "gibberish"}, {OWNER: "a:b:c"}, {OWNER: f"{me.boot}:1"}):
+            assert standing(labels) is Standing.UNKNOWN
+
+
+class TestUsage:
+    @pytest.fixture
+    def root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(usage, "_CGROUPS", tmp_path / "cgroup")
+        monkeypatch.setattr(usage, "_PROC", tmp_path / "proc")
+        return tmp_path
+
+    def write(self, root: Path, files: Mapping[str, str]) -> None:
+        for name, text in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="ascii")
+
+    def test_the_first_version(self, root: Path) -> None:
+        cgroup = "9:name=systemd:/docker/x\n5:memory:/docker/x\n4:cpu,cpuacct:/docker/x\n0::/\n"
+        self.write(
+            root,
+            {
+                "proc/7/cgroup": cgroup,
+                "cgroup/cpu,cpuacct/docker/x/cpuacct.usage": "1500000000\n",
+                "cgroup/memory/docker/x/memory.usage_in_bytes": "1000\n",
+                "cgroup/memory/docker/x/memory.stat": "cache 5\ntotal_inactive_file 300\n",
+                "cgroup/memory/docker/x/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+            },
+        )
+        found = Usage(7)
+        assert (found.cpu_seconds(), found.memory_bytes(), found.oom_kills()) == (1.5, 700, 2)
+
+    def test_the_second_version(self, root: Path) -> None:
+        folder = "cgroup/system.slice/docker-x.scope"
+        self.write(
+            root,
+            {
+                "proc/7/cgroup": "0::/system.slice/docker-x.scope\n",
+                f"{folder}/cpu.stat": "usage_usec 2500000\nuser_usec 1\n",
+                f"{folder}/memory.current": "1000\n",
+                f"{folder}/memory.stat": "anon 1\ninactive_file 100\n",
+                f"{folder}/memory.events": "low 0\noom 1\noom_kill 1\n",
+            },
+        )
+        found = Usage(7)
+        assert (found.cpu_seconds(), found.memory_bytes(), found.oom_kills()) == (2.5, 900, 1)
+        assert found.new_oom_kills() == 0
+        (root / folder / "memory.events").write_text("oom_kill 4\n", encoding="ascii")
+        assert found.new_oom_kills() == 3
+
+    def test_what_was_last_read_stays_when_the_container_is_gone(self, root: Path) -> None:
+        name = "cgroup/x/cpu.stat"
+        self.write(root, {"proc/7/cgroup": "0::/x\n", name: "usage_usec 1000000\n"})
+        found = Usage(7)
+        assert found.cpu_seconds() == 1.0
+        (root / name).unlink()
+        assert found.cpu_seconds() == 1.0
+        assert found.memory_bytes() == 0
+
+    def test_nothing_to_be_seen_is_zero(self, root: Path) -> None:
+        for found in (Usage(0), Usage(7)):
+            assert (found.cpu_seconds(), found.memory_bytes(), found.oom_kills()) == (0.0, 0, 0)
+        assert first_child(7) == 0
+
+    def test_this_process_is_seen(self) -> None:
+        assert Usage(os.getpid()).cpu_seconds() >= 0.0
+
+
+class FakeEngine:
+    """Images by name with their labels; what can be pulled; what was asked."""
+
+    def __init__(self, images: dict[str, dict[str, str]], registry: dict[str, dict[str, str]] | None = None) -> None:
+        self.images = images
+        self.registry = registry or {}
+        self.pulled: list[str] = []
+
+    async def image_labels(self, image: str) -> dict[str, str]:
+        if image not in self.images:
+            raise NotThere(f"no image {image}", 404)
+        return self.images[image]
+
+    async def pull(self, image: str, progress: Any, **options: object) -> None:
+        self.pulled.append(image)
+        if image not in self.registry:
+            raise EngineRefused("no such repository", 500)
+        self.images[image] = self.registry[image]
+
+
+class TestImages:
+    SPEC = find("toy")
+    RIGHT = {ENVIRONMENT: "toy", DIGEST: SPEC.digest}  # noqa: RUF012  # read only
+
+    @pytest.fixture
+    def built(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        tags: list[str] = []
+
+        async def build(engine: FakeEngine, spec: Any, progress: Any, *, tag: str) -> str:
+            tags.append(tag)
+            engine.images[tag] = self.RIGHT
+            return tag
+
+        monkeypatch.setattr(images, "build", build)
+        return tags
+
+    async def ensured(self, engine: FakeEngine, image: str | None = None, **options: bool) -> str:
+        return await ensure(engine, self.SPEC, image, lambda step: None, **options)  # type: ignore[arg-type]
+
+    async def test_the_one_there_is(self, built: list[str]) -> None:
+        engine = FakeEngine({image_name(self.SPEC): self.RIGHT})
+        assert await self.ensured(engine) == image_name(self.SPEC)
+        assert (engine.pulled, built) == ([], [])
+
+    async def test_a_missing_one_is_built_and_never_pulled(self, built: list[str]) -> None:
+        """Its made-up name belongs to nobody in a registry, or to somebody else."""
+        engine = FakeEngine({}, registry={image_name(self.SPEC): self.RIGHT})
+        assert await self.ensured(engine) == image_name(self.SPEC)
+        assert (engine.pulled, built) == ([], [image_name(self.SPEC)])
+
+    async def test_a_named_one_is_pulled_or_else_built(self, built: list[str]) -> None:
+        engine = FakeEngine({}, registry={"mine:1": self.RIGHT})
+        assert await self.ensured(engine, "mine:1") == "mine:1"
+        assert (engine.pulled, built) == (["mine:1"], [])
+        assert await self.ensured(engine, "mine:2") == "mine:2"
+        assert (engine.pulled, built) == (["mine:1", "mine:2"], ["mine:2"])
+
+    @pytest.mark.parametrize(
+        "labels", [{ENVIRONMENT: "toy", DIGEST: "0"}, {ENVIRONMENT: "bfcl", DIGEST: SPEC.digest}, {}]
+    )
+    async def test_another_content_is_refused(self, labels: dict[str, str], built: list[str]) -> None:
+        with pytest.raises(Unavailable, match="stale"):
+            await self.ensured(FakeEngine({"mine": labels}), "mine")
+
+    async def test_nothing_is_built_where_that_is_not_wanted(self, built: list[str]) -> None:
+        with pytest.raises(Unavailable, match="rollout image build toy"):
+            await self.ensured(FakeEngine({}), build_missing=False)
+        assert built == []
