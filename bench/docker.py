@@ -2,8 +2,8 @@
 
 - `steps_ratio`, `cpu_ratio`: a whole run of BFCL on containers divided by the same on the local backend, in steps
   a second and in the orchestrator's CPU a step. Medians of the rounds' own ratios; the two take turns.
-- `cold_start_ratio`: seconds from nothing to the first step's answer, by the backend, divided by those of a bare create,
-  start and first answer of the same image with the same settings; medians, in turns.
+- `cold_start_ratio`: seconds from nothing to the first step's answer, by the backend, divided by those of a bare
+  create, start and first answer of the same image with the same settings; medians, in turns.
 - `starts_per_s`: containers started at once, until all have dialled in. `mib_per_container`: what the control group of
   an idle one counts, when it has answered.
 - `warm_lease_p99_ms`: the wait for a lease, where each takes a fresh container, at half the pace that the machine can
