@@ -7,7 +7,7 @@ STAMPS := $(VENV)/stamps
 RUNS ?= runs
 SOURCES := orchestrator backends policies bench tests
 
-.PHONY: demo test lint types layers bench clean
+.PHONY: demo test base-image lint types layers bench clean
 
 demo: $(STAMPS)/plots $(STAMPS)/bfcl
 	@out=$(RUNS)/demo-$$(date +%Y%m%d-%H%M%S) && \
@@ -17,6 +17,9 @@ demo: $(STAMPS)/plots $(STAMPS)/bfcl
 
 test: $(STAMPS)/dev $(STAMPS)/bfcl
 	$(BIN)/pytest
+
+base-image: $(STAMPS)/dev
+	$(BIN)/rollout image base
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check $(SOURCES)

@@ -47,7 +47,7 @@ async def run_under(
 ) -> Any:
     """A run of 500 episodes on 3 containers, hit again and again: what it came to, and the faults."""
     backend = DockerBackend("toy", **more)
-    policy = Counted(counting, think_s=0.3)
+    policy = Counted(counting, think_s=0.15)
     faults = Faults(backend, strike, times=times, every_s=every_s)
     options = {"concurrency": 60, "sandboxes": 3, "episodes": EPISODES, "step_timeout_s": STEP_S}
     played = await play(tmp_path / "run", policy, backend=backend, chaos=faults, **options)
@@ -72,7 +72,7 @@ async def run_under(
 async def test_a_fault_that_ends_containers(
     strike: Callable[[str, int], object], kind: FailureKind, says: str, more: dict[str, Any], tmp_path: Path
 ) -> None:
-    played, faults = await run_under(strike, tmp_path, times=4, every_s=1.0, **more)
+    played, faults = await run_under(strike, tmp_path, times=3, every_s=0.7, **more)
     assert faults.hits
     assert played.losses()
     for loss in played.losses():
@@ -87,7 +87,7 @@ async def test_a_fault_that_ends_containers(
 async def test_a_fault_that_the_server_survives(
     strike: Callable[[str, int], object], more: dict[str, Any], tmp_path: Path
 ) -> None:
-    played, faults = await run_under(strike, tmp_path, times=3, every_s=1.0, **more)
+    played, faults = await run_under(strike, tmp_path, times=3, every_s=0.7, **more)
     assert len(faults.hits) == 3
     assert played.losses() == []
     if strike is child_oom:
