@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import shutil
+import signal
 import tempfile
 import time
 from inspect import iscoroutinefunction
@@ -46,6 +47,12 @@ MAY_BLOCK = {
     # The name of a socket that is about to be opened.
     "asyncio/unix_events.py": {"create_unix_server"},
 }
+
+
+def pytest_configure() -> None:
+    """Children begin with the signal handlers of a terminal's, also where the suite was started by `nohup` or `&`."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -129,7 +129,10 @@ def fill_disk(container: str, pid: int) -> None:
 
 
 class PrivateDaemon:
-    """A dockerd of its own: own socket, own data, own containerd, no network. Killing it harms nobody."""
+    """A dockerd of its own: own socket, own data, own containerd, no network. Killing it harms nobody.
+
+    It lives in a network namespace of its own: a daemon without a bridge removes `docker0` where it starts.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -149,8 +152,9 @@ class PrivateDaemon:
             "--iptables=false",
             "--ip6tables=false",
         ]
+        command = ["setsid", "--fork", "unshare", "--net", "dockerd", *options]
         with (folder / "log").open("ab") as log:
-            subprocess.run(["setsid", "--fork", "dockerd", *options], stdout=log, stderr=log, check=True)
+            subprocess.run(command, stdout=log, stderr=log, check=True)
         ends = time.monotonic() + 30
         while not docker("version", "--format", "{{.Server.Version}}", host=self.url, check=False):
             assert time.monotonic() < ends, (folder / "log").read_text(encoding="utf-8")
