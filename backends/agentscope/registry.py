@@ -16,7 +16,7 @@ from orchestrator.errors import UsageError
 from orchestrator.names import unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 C = TypeVar("C", bound=type)
 
@@ -53,7 +53,7 @@ _own: dict[str, SandboxType] = {}
 """Registered kinds beside the members."""
 
 
-def _kind(name: str) -> SandboxType:
+def _made(name: str) -> SandboxType:
     """The kind called `name`, made where it is new."""
     try:
         return SandboxType(name)
@@ -62,6 +62,14 @@ def _kind(name: str) -> SandboxType:
         made._name_ = name.upper()
         made._value_ = name
         return _own.setdefault(name, made)
+
+
+def kind(name: str, environments: Iterable[str] = ()) -> SandboxType:
+    """A kind by its name: a member, a registered one, or one of `environments`. Raises UnknownName."""
+    known = {*SandboxType, *_own, *environments}
+    if name not in known:
+        raise unknown("sandbox type", name, known)
+    return _made(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,7 @@ class SandboxRegistry:
             raise UsageError(f"timeout must be a positive number of seconds, not {timeout!r}")
         config = SandboxConfig(
             image_name,
-            _kind(str(sandbox_type)),
+            _made(str(sandbox_type)),
             dict(resource_limits or {}),
             security_level,
             timeout,
@@ -137,7 +145,7 @@ class SandboxRegistry:
     @classmethod
     def get_classes_by_type(cls, sandbox_type: SandboxType | str) -> type | None:
         """The class that was registered last for a kind. Raises UnknownName."""
-        return cls._by_type.get(known(sandbox_type))
+        return cls._by_type.get(kind(sandbox_type))
 
     @classmethod
     def get_config_by_type(cls, sandbox_type: SandboxType | str) -> SandboxConfig | None:
@@ -155,11 +163,3 @@ class SandboxRegistry:
     def list_all_sandboxes(cls) -> dict[type, SandboxConfig]:
         """All registered classes."""
         return dict(cls._by_class)
-
-
-def known(sandbox_type: SandboxType | str) -> SandboxType:
-    """A kind by member or name. Raises UnknownName with those that exist."""
-    try:
-        return SandboxType(sandbox_type)
-    except ValueError:
-        raise unknown("sandbox type", str(sandbox_type), sorted([*SandboxType, *_own])) from None

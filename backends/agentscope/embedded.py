@@ -1,0 +1,235 @@
+"""The desk of a box without a server: its instances, driven on sandboxes that this process owns.
+
+Owns the instances of one box and one use of each host it needs. Always true: an instance's id is never given twice
+while it lives; an instance that nobody has called for IDLE_S sleeps, without a session, where it can be rebuilt; when
+the desk is closed it holds nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import orjson
+
+from backends.agentscope import shapes, splits
+from backends.agentscope.desk import checked_arguments
+from backends.agentscope.host import Host, Place
+from orchestrator.driven import DrivenEpisode
+from orchestrator.errors import RunFailed, UsageError
+from orchestrator.names import unknown
+from orchestrator.types import EpisodeSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+IDLE_S: Final = 300.0
+"""After so long without a call an instance gives its session back."""
+SWEEP_S: Final = 15.0
+MAX_NAME: Final = 128
+"""Characters of an id that a client may choose."""
+
+
+@dataclass(slots=True)
+class _Instance:
+    """One episode of the box. `tools` are those of its opening."""
+
+    environment: str
+    episode: DrivenEpisode
+    tools: list[Any]
+    called: float
+
+
+class EmbeddedDesk:
+    """Satisfies `Desk`. `environment` is the box's, `timeout` bounds one call of an instance in seconds, `variables`
+    decide what its splits hold; `record` is what `info` adds to."""
+
+    def __init__(
+        self,
+        environment: str,
+        *,
+        sandbox_id: str | None,
+        timeout: float,
+        variables: Mapping[str, str],
+        record: Mapping[str, Any],
+    ) -> None:
+        self._environment = environment
+        self._id = sandbox_id or f"box_{uuid4().hex[:12]}"
+        self._timeout = timeout
+        self._variables = variables
+        self._record = record
+        self._host: Host | None = None
+        self._entering = asyncio.Lock()
+        self._instances: dict[str, _Instance] = {}
+        self._opening: set[str] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def start(self) -> str:
+        """See `Desk.start`."""
+        await self._entered()
+        return self._id
+
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """See `Desk.call`."""
+        given = checked_arguments(name, arguments)
+        match name:
+            case "create_instance":
+                return await self._create(**given)
+            case "step":
+                return await self._step(**given)
+            case "evaluate":
+                return await self._evaluate(given["instance_id"], given["params"])
+            case "release_instance":
+                return self._release(given["instance_id"])
+            case "get_instance_info":
+                return shapes.tools_text(self._instance(given["instance_id"]).tools)
+            case _:
+                return await self._tasks(given["env_type"], given["split"] or "train")
+
+    async def info(self) -> dict[str, Any]:
+        """See `Desk.info`."""
+        state = "released" if self._closed else "running" if self._host is not None else "ready"
+        return {**self._record, "session_id": self._id, "container_id": self._id, "container_name": self._id} | {
+            "state": state,
+            "instances": sorted(self._instances),
+        }
+
+    async def close(self) -> None:
+        """See `Desk.close`."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait({self._sweeper})
+        for instance in self._instances.values():
+            instance.episode.close()
+        self._instances.clear()
+        await self._leave()
+
+    async def _entered(self) -> Host:
+        async with self._entering:
+            if self._closed:
+                raise UsageError("the box is closed: make another one")
+            if self._host is None:
+                self._host = await Host.enter(Place(self._environment, self._timeout))
+            return self._host
+
+    async def _leave(self) -> None:
+        async with self._entering:
+            host, self._host = self._host, None
+            if host is not None:
+                await host.leave()
+
+    def _check(self, environment: object) -> None:
+        if environment not in (None, self._environment):
+            raise UsageError(
+                f"this box serves {self._environment!r}, not {environment!r}: make the box of that kind, such as "
+                f"TrainingSandbox(box_type={environment!r})"
+            )
+
+    async def _tasks(self, environment: object, split: str) -> list[str]:
+        self._check(environment)
+        wanted = await asyncio.to_thread(splits.resolve, self._environment, split, self._variables)
+        if isinstance(wanted, list):
+            return wanted
+        host = await self._entered()
+        lease = await host.pool.lease(opens=False)
+        try:
+            return list((await lease.sandbox.tasks(wanted)).ids)
+        finally:
+            lease.release()
+
+    async def _create(self, env_type: object, task_id: object, instance_id: object, params: Any) -> dict[str, Any]:
+        self._check(env_type)
+        if not isinstance(task_id, str) or not task_id:
+            raise UsageError("create_instance needs a task_id: take one of get_env_profile(...)")
+        name = self._reserve(instance_id)
+        try:
+            return await self._open(name, task_id, shapes.options(params))
+        finally:
+            self._opening.discard(name)
+
+    def _reserve(self, wanted: object) -> str:
+        if wanted is None:
+            wanted = f"exp_{int(time.time())}_{uuid4().hex[:8]}"
+        if not isinstance(wanted, str) or not 0 < len(wanted) <= MAX_NAME:
+            raise UsageError(f"an instance_id is a text of at most {MAX_NAME} characters")
+        if wanted in self._instances or wanted in self._opening:
+            raise UsageError(f"instance {wanted!r} exists already: release it first, or choose another id")
+        self._opening.add(wanted)
+        return wanted
+
+    async def _open(self, name: str, task: str, options: dict[str, Any]) -> dict[str, Any]:
+        seed = options.pop("seed", 0)
+        if not isinstance(seed, int):
+            raise UsageError("the parameter seed must be an integer")
+        host = await self._entered()
+        try:
+            episode = await DrivenEpisode.open(host.pool, EpisodeSpec(task, seed, self._timeout, options))
+        except RunFailed:  # nothing starts there: the next call tries anew
+            host.retire()
+            await self._leave()
+            raise
+        try:
+            opened = await self._opened(name, task, episode)
+        except BaseException:
+            episode.close()
+            raise
+        return opened
+
+    async def _opened(self, name: str, task: str, episode: DrivenEpisode) -> dict[str, Any]:
+        if episode.first is None:
+            raise RunFailed("an opened episode has no observation")
+        body = episode.first.body
+        digest = shapes.tools_of(body)
+        tools = orjson.loads(episode.toolset(digest)) if digest is not None else []
+        state = shapes.opening(body, tools)
+        reports = self._environment == shapes.REPORTING
+        questions = shapes.questions(await episode.evaluate()) if reports else 1
+        if self._closed:
+            raise UsageError("the box was closed while the instance was created")
+        self._instances[name] = _Instance(self._environment, episode, tools, asyncio.get_running_loop().time())
+        if self._sweeper is None:
+            self._sweeper = asyncio.create_task(self._sweep(), name=f"sleep-{self._id}")
+        return {"state": state, "info": shapes.info(self._environment, name, task, len(tools), questions)}
+
+    def _instance(self, name: object) -> _Instance:
+        instance = self._instances.get(name) if isinstance(name, str) else None
+        if instance is None:
+            raise unknown("instance", str(name), list(self._instances)[-8:])
+        instance.called = asyncio.get_running_loop().time()
+        return instance
+
+    async def _step(self, instance_id: object, action: object, params: Any) -> dict[str, Any]:
+        instance = self._instance(instance_id)
+        observation = await instance.episode.step(shapes.action(action))
+        reward = None
+        if observation.done and params:
+            reward = (await instance.episode.evaluate(params)).reward
+        return shapes.answer(observation, reward)
+
+    async def _evaluate(self, name: object, params: Any) -> float | dict[str, Any]:
+        instance = self._instance(name)
+        episode = instance.episode
+        evaluation = await episode.evaluate(params or None)
+        sparse = bool((params or {}).get("sparse"))
+        return shapes.score(
+            instance.environment, episode.spec.task, evaluation, sparse=sparse, turns=episode.turns, done=episode.done
+        )
+
+    def _release(self, name: object) -> bool:
+        instance = self._instances.pop(name, None) if isinstance(name, str) else None
+        if instance is not None:
+            instance.episode.close()
+        return instance is not None
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            for instance in list(self._instances.values()):
+                if not instance.episode.busy and loop.time() - instance.called > IDLE_S:
+                    await instance.episode.sleep()

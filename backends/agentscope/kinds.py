@@ -1,0 +1,104 @@
+"""What a box is made of: its kind, its limits, and the desk behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from backends.agentscope.embedded import EmbeddedDesk
+from backends.agentscope.registry import TIMEOUT, SandboxConfig, SandboxRegistry, SandboxType, kind
+from backends.environments.catalog import names
+from orchestrator.errors import SandboxError, UsageError
+from orchestrator.types import Failure, FailureKind
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from backends.agentscope.desk import Desk
+
+T = TypeVar("T")
+WAIT_S: Final = 3000.0
+"""How long one call of a box may take where nothing else is said, starting its sandbox included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A box's arguments, checked. `timeout` is in seconds."""
+
+    sandbox_type: SandboxType
+    config: SandboxConfig
+    sandbox_id: str | None
+    timeout: float
+    base_url: str | None
+    bearer_token: str | None
+
+    def desk(self) -> Desk:
+        """A fresh desk for a box of this kind."""
+        if self.base_url is not None:
+            from backends.agentscope.remote import RemoteDesk  # needed with a server alone
+
+            return RemoteDesk(
+                self.base_url, self.sandbox_type, self.sandbox_id, token=self.bearer_token, timeout=self.timeout
+            )
+        name = str(self.sandbox_type)
+        if name not in names():
+            raise UsageError(
+                f"no environment {name!r} is installed here; known: {', '.join(names())}. A server that has it can be "
+                f"named with base_url"
+            )
+        return EmbeddedDesk(
+            name,
+            sandbox_id=self.sandbox_id,
+            timeout=min(self.timeout, self.config.timeout),
+            variables={**os.environ, **self.config.environment},
+            record=self._record(),
+        )
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "url": None,
+            "ports": [],
+            "mount_dir": None,
+            "storage_path": None,
+            "runtime_token": None,
+            "version": self.config.image_name,
+            "meta": {},
+            "timeout": self.config.timeout,
+            "sandbox_type": str(self.sandbox_type),
+        }
+
+
+def checked(
+    box: type,
+    box_type: SandboxType | str | None,
+    sandbox_id: str | None,
+    timeout: float,
+    base_url: str | None,
+    bearer_token: str | None,
+) -> Kind:
+    """The kind of a box of class `box`. Raises UsageError, UnknownName."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise UsageError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    own = next((config for cls in box.__mro__ if (config := SandboxRegistry.get_config(cls)) is not None), None)
+    if box_type is None:
+        box_type = SandboxType.APPWORLD if own is None else own.sandbox_type
+    found = kind(str(box_type), names())
+    config = own if own is not None and own.sandbox_type == found else SandboxRegistry.get_config_by_type(found)
+    if config is None:
+        config = SandboxConfig("", found, timeout=TIMEOUT)
+    return Kind(found, config, sandbox_id, float(timeout), base_url, bearer_token)
+
+
+async def bounded(work: Coroutine[Any, Any, T], timeout: float, what: str) -> T:
+    """`work`, given up after `timeout` seconds. Raises SandboxError then."""
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            return await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        message = f"no answer within {timeout:g} s; a longer `timeout` of the box gives it more"
+        raise SandboxError(Failure(FailureKind.SANDBOX_HUNG, what, message)) from None
