@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -24,7 +25,9 @@ from orchestrator.names import unknown
 from orchestrator.types import EpisodeSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
+
+    from orchestrator.protocols import Sandbox
 
 IDLE_S: Final = 300.0
 """After so long without a call an instance gives its session back."""
@@ -69,9 +72,9 @@ class EmbeddedDesk:
         self._closed = False
 
     async def start(self) -> str:
-        """See `Desk.start`."""
-        await self._entered()
-        return self._id
+        """See `Desk.start`. One sandbox is up then."""
+        async with self._leased():
+            return self._id
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """See `Desk.call`."""
@@ -117,6 +120,27 @@ class EmbeddedDesk:
                 self._host = await Host.enter(Place(self._environment, self._timeout))
             return self._host
 
+    @asynccontextmanager
+    async def _hosted(self) -> AsyncIterator[Host]:
+        """The host; where nothing starts there, the next call tries anew."""
+        host = await self._entered()
+        try:
+            yield host
+        except RunFailed:
+            host.retire()
+            await self._leave()
+            raise
+
+    @asynccontextmanager
+    async def _leased(self) -> AsyncIterator[Sandbox]:
+        """A living sandbox, for what needs no session."""
+        async with self._hosted() as host:
+            lease = await host.pool.lease(opens=False)
+            try:
+                yield lease.sandbox
+            finally:
+                lease.release()
+
     async def _leave(self) -> None:
         async with self._entering:
             host, self._host = self._host, None
@@ -135,12 +159,8 @@ class EmbeddedDesk:
         wanted = await asyncio.to_thread(splits.resolve, self._environment, split, self._variables)
         if isinstance(wanted, list):
             return wanted
-        host = await self._entered()
-        lease = await host.pool.lease(opens=False)
-        try:
-            return list((await lease.sandbox.tasks(wanted)).ids)
-        finally:
-            lease.release()
+        async with self._leased() as sandbox:
+            return list((await sandbox.tasks(wanted)).ids)
 
     async def _create(self, env_type: object, task_id: object, instance_id: object, params: Any) -> dict[str, Any]:
         self._check(env_type)
@@ -166,13 +186,8 @@ class EmbeddedDesk:
         seed = options.pop("seed", 0)
         if not isinstance(seed, int):
             raise UsageError("the parameter seed must be an integer")
-        host = await self._entered()
-        try:
+        async with self._hosted() as host:
             episode = await DrivenEpisode.open(host.pool, EpisodeSpec(task, seed, self._timeout, options))
-        except RunFailed:  # nothing starts there: the next call tries anew
-            host.retire()
-            await self._leave()
-            raise
         try:
             opened = await self._opened(name, task, episode)
         except BaseException:
@@ -206,10 +221,10 @@ class EmbeddedDesk:
     async def _step(self, instance_id: object, action: object, params: Any) -> dict[str, Any]:
         instance = self._instance(instance_id)
         observation = await instance.episode.step(shapes.action(action))
-        reward = None
-        if observation.done and params:
-            reward = (await instance.episode.evaluate(params)).reward
-        return shapes.answer(observation, reward)
+        if not observation.done:
+            return shapes.answer(observation)
+        grade = await instance.episode.evaluate(params or None)  # the last reward is the grade, with its parameters
+        return shapes.answer(observation, grade.reward)
 
     async def _evaluate(self, name: object, params: Any) -> float | dict[str, Any]:
         instance = self._instance(name)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from backends.agentscope.embedded import EmbeddedDesk
-from backends.agentscope.registry import TIMEOUT, SandboxConfig, SandboxRegistry, SandboxType, kind
-from backends.environments.catalog import names
-from orchestrator.errors import SandboxError, UsageError
+from backends.agentscope.registry import TIMEOUT, SandboxConfig, SandboxRegistry, SandboxType, made, registered
+from backends.environments.catalog import find, names
+from orchestrator.errors import SandboxError, UnknownName, UsageError
+from orchestrator.names import unknown
 from orchestrator.types import Failure, FailureKind
 
 if TYPE_CHECKING:
@@ -35,21 +36,15 @@ class Kind:
     bearer_token: str | None
 
     def desk(self) -> Desk:
-        """A fresh desk for a box of this kind."""
+        """A fresh desk for a box of this kind. Raises UsageError; UnknownName where nothing here serves it."""
         if self.base_url is not None:
             from backends.agentscope.remote import RemoteDesk  # needed with a server alone
 
             return RemoteDesk(
                 self.base_url, self.sandbox_type, self.sandbox_id, token=self.bearer_token, timeout=self.timeout
             )
-        name = str(self.sandbox_type)
-        if name not in names():
-            raise UsageError(
-                f"no environment {name!r} is installed here; known: {', '.join(names())}. A server that has it can be "
-                f"named with base_url"
-            )
         return EmbeddedDesk(
-            name,
+            find(str(self.sandbox_type)).name,
             sandbox_id=self.sandbox_id,
             timeout=min(self.timeout, self.config.timeout),
             variables={**os.environ, **self.config.environment},
@@ -84,11 +79,21 @@ def checked(
     own = next((config for cls in box.__mro__ if (config := SandboxRegistry.get_config(cls)) is not None), None)
     if box_type is None:
         box_type = SandboxType.APPWORLD if own is None else own.sandbox_type
-    found = kind(str(box_type), names())
+    found = _kind(str(box_type))
     config = own if own is not None and own.sandbox_type == found else SandboxRegistry.get_config_by_type(found)
     if config is None:
         config = SandboxConfig("", found, timeout=TIMEOUT)
     return Kind(found, config, sandbox_id, float(timeout), base_url, bearer_token)
+
+
+def _kind(name: str) -> SandboxType:
+    """A kind by its name: a member, a registered one, or an environment. Raises UnknownName."""
+    if name not in registered():
+        try:
+            find(name)
+        except UnknownName:
+            raise unknown("sandbox type", name, {*registered(), *names()}) from None
+    return made(name)
 
 
 async def bounded(work: Coroutine[Any, Any, T], timeout: float, what: str) -> T:

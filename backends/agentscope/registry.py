@@ -16,7 +16,7 @@ from orchestrator.errors import UsageError
 from orchestrator.names import unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
 C = TypeVar("C", bound=type)
 
@@ -53,23 +53,20 @@ _own: dict[str, SandboxType] = {}
 """Registered kinds beside the members."""
 
 
-def _made(name: str) -> SandboxType:
+def registered() -> set[str]:
+    """The names of all kinds: members, and those of your own."""
+    return {*SandboxType, *_own}
+
+
+def made(name: str) -> SandboxType:
     """The kind called `name`, made where it is new."""
     try:
         return SandboxType(name)
     except ValueError:
-        made = str.__new__(SandboxType, name)
-        made._name_ = name.upper()
-        made._value_ = name
-        return _own.setdefault(name, made)
-
-
-def kind(name: str, environments: Iterable[str] = ()) -> SandboxType:
-    """A kind by its name: a member, a registered one, or one of `environments`. Raises UnknownName."""
-    known = {*SandboxType, *_own, *environments}
-    if name not in known:
-        raise unknown("sandbox type", name, known)
-    return _made(name)
+        new = str.__new__(SandboxType, name)
+        new._name_ = name.upper()
+        new._value_ = name
+        return _own.setdefault(name, new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +112,7 @@ class SandboxRegistry:
             raise UsageError(f"timeout must be a positive number of seconds, not {timeout!r}")
         config = SandboxConfig(
             image_name,
-            _made(str(sandbox_type)),
+            made(str(sandbox_type)),
             dict(resource_limits or {}),
             security_level,
             timeout,
@@ -145,7 +142,7 @@ class SandboxRegistry:
     @classmethod
     def get_classes_by_type(cls, sandbox_type: SandboxType | str) -> type | None:
         """The class that was registered last for a kind. Raises UnknownName."""
-        return cls._by_type.get(kind(sandbox_type))
+        return cls._by_type.get(_known(sandbox_type))
 
     @classmethod
     def get_config_by_type(cls, sandbox_type: SandboxType | str) -> SandboxConfig | None:
@@ -163,3 +160,9 @@ class SandboxRegistry:
     def list_all_sandboxes(cls) -> dict[type, SandboxConfig]:
         """All registered classes."""
         return dict(cls._by_class)
+
+
+def _known(sandbox_type: SandboxType | str) -> SandboxType:
+    if sandbox_type not in registered():
+        raise unknown("sandbox type", str(sandbox_type), registered())
+    return SandboxType(sandbox_type)
