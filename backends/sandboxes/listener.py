@@ -94,7 +94,9 @@ class Listener:
             stack.push_async_callback(runner.cleanup)
             self._runner = runner
             door = self.door()
-            await door.open()
+            opening = asyncio.create_task(door.open(), name="open-listener")
+            stack.push_async_callback(asyncio.wait, {opening})
+            await asyncio.shield(opening)
             self.socket = door.socket
             self._stack = stack.pop_all()
         return self
