@@ -45,18 +45,10 @@ class Index:
         self._order = np.empty(self._size, dtype=np.int64)
         self._order[sorted(range(self._size), key=names.__getitem__)] = np.arange(self._size)
         norms = _norms(np.array(lengths, dtype=np.int64))
-        self._postings = {term: self._posting(*entry, norms) for term, entry in postings.items()}
+        filled = sum(length > 0 for length in lengths)
+        self._postings = {term: _posting(*postings.pop(term), norms, filled) for term in list(postings)}
         self.top = lru_cache(maxsize=_CACHED_QUERIES)(self._top)
         """`top(query, count)`: the numbers of the best documents, best first. Recent answers are kept."""
-
-    def _posting(
-        self, numbers: array[int], frequencies: array[int], norms: NDArray[np.float32]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32], np.float32]:
-        """Documents, what divides the term's weight in each, and the weight."""
-        where = np.array(numbers, dtype=np.int32)
-        divisor = np.float32(1) + np.array(frequencies, dtype=np.float32) * norms[where]
-        rarity = math.log(1 + (self._size - len(where) + 0.5) / (len(where) + 0.5))
-        return where, divisor, np.float32(rarity)
 
     def _top(self, query: str, count: int) -> tuple[int, ...]:
         scores = np.zeros(self._size, dtype=np.float64)
@@ -72,6 +64,16 @@ class Index:
             found = found[rounded[found] >= limit]
         ranked = found[np.lexsort((self._order[found], -rounded[found]))]
         return tuple(ranked[:count].tolist())
+
+
+def _posting(
+    numbers: array[int], frequencies: array[int], norms: NDArray[np.float32], documents: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32], np.float32]:
+    """Where a term stands, what divides its weight in each of these documents, and the weight."""
+    where = np.array(numbers, dtype=np.int32)
+    divisor = np.float32(1) + np.array(frequencies, dtype=np.float32) * norms[where]
+    rarity = math.log(1 + (documents - len(where) + 0.5) / (len(where) + 0.5))
+    return where, divisor, np.float32(rarity)
 
 
 def _norms(lengths: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-from backends.environments.webshop.words import NO_NOUNS
+from backends.environments.webshop.words import NO_NOUNS, NOUNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,9 @@ MODEL: Final = "en_core_web_sm"
 
 _NAMES_KEPT: Final = 1 << 16
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
-_NO_NOUN_ENDINGS: Final = ("able", "ible", "ful", "less", "ly", "ous", "proof")
+_NO_NOUN_ENDINGS: Final = ("able", "ible", "ed", "ful", "less", "ly", "ous", "proof")
+_LONG: Final = 6
+"""Letters from which on an ending tells: table, cable, jelly and sled are nouns."""
 
 
 @lru_cache(maxsize=_NAMES_KEPT)
@@ -37,9 +39,11 @@ def _plain(name: str) -> tuple[str, ...]:
 
 
 def _other(word: str) -> bool:
-    if word in NO_NOUNS or (len(word) > 4 and word.endswith(_NO_NOUN_ENDINGS)):
+    if word in NO_NOUNS:
         return True
-    return len(word) > 5 and word.endswith("ed")
+    if len(word) < _LONG or word in NOUNS:
+        return False
+    return word.endswith(_NO_NOUN_ENDINGS)
 
 
 def _reader() -> tuple[str, Callable[[str], tuple[str, ...]]]:

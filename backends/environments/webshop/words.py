@@ -51,3 +51,12 @@ NO_NOUNS: Final = frozenset(
     )
 )
 """Function words, measures, and the adjectives and adverbs that shops put into names."""
+
+NOUNS: Final = frozenset(
+    _listed(
+        """
+        assembly butterfly family handful hundred monopoly spoonful supply turntable vegetable timetable thimbleful
+        """
+    )
+)
+"""Nouns that end as adjectives, adverbs or participles do."""
