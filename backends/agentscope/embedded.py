@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import orjson
 
-from backends.agentscope import shapes, splits
+from backends.agentscope import dialect, shapes, splits
 from backends.agentscope.desk import checked_arguments
 from backends.agentscope.host import Host, Place
 from orchestrator.driven import DrivenEpisode
@@ -201,7 +201,7 @@ class EmbeddedDesk:
         body = episode.first.body
         digest = shapes.tools_of(body)
         tools = orjson.loads(episode.toolset(digest)) if digest is not None else []
-        state = shapes.opening(body, tools)
+        state = dialect.opening(body, tools)
         reports = self._environment == shapes.REPORTING
         questions = shapes.questions(await episode.evaluate()) if reports else 1
         if self._closed:
@@ -220,11 +220,12 @@ class EmbeddedDesk:
 
     async def _step(self, instance_id: object, action: object, params: Any) -> dict[str, Any]:
         instance = self._instance(instance_id)
-        observation = await instance.episode.step(shapes.action(action))
+        message, as_text = shapes.action(action)
+        observation = await instance.episode.step(message)
         if not observation.done:
-            return shapes.answer(observation)
+            return shapes.answer(observation, as_text=as_text)
         grade = await instance.episode.evaluate(params or None)  # the last reward is the grade, with its parameters
-        return shapes.answer(observation, grade.reward)
+        return shapes.answer(observation, grade.reward, as_text=as_text)
 
     async def _evaluate(self, name: object, params: Any) -> float | dict[str, Any]:
         instance = self._instance(name)

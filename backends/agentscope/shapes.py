@@ -4,9 +4,8 @@
     a step     {"state": [message], "reward": float, "is_terminated": bool, "info": {}}
     a grade    a float, or for BFCL without `sparse` a report
 
-Agents there write their calls as `<tool_call>` blocks, so the tools of an environment stand in a system message, and
-functions that appear later in front of the user's text. Messages of one answer are joined into one, except results of
-OpenAI tool calls, which keep their ids.
+How tools and calls are written is in `dialect`. Messages of one answer are joined into one, except results of OpenAI
+tool calls, which keep their ids.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from backends.agentscope import dialect
 from orchestrator.errors import UsageError
 from orchestrator.records import parse_observation
 
@@ -34,25 +34,19 @@ PATHS: Final = frozenset({"data_path", "answer_path"})
 _IGNORED: Final = frozenset({"model_name"})
 """A parameter that only labelled the reference's own files."""
 
-_PROMPT: Final = """\
-You can call functions to answer the user. Here is one JSON object for each function:
-<tools>
-{tools}
-</tools>
-Write each call as a JSON object with the function's name and its arguments, in a block of its own:
-<tool_call>
-{{"name": "function", "arguments": {{"parameter": "value"}}}}
-</tool_call>"""
 
+def action(message: object) -> tuple[bytes, bool]:
+    """An action as our environments take it: one assistant message, or its text; whether its calls stood in the text.
 
-def action(message: object) -> bytes:
-    """An action as our environments take it: one assistant message, or its text. Raises UsageError."""
+    Raises UsageError.
+    """
     if isinstance(message, str):
         message = {"role": "assistant", "content": message}
     if not isinstance(message, dict) or not message:
         raise UsageError('an action is a message: {"role": "assistant", "content": "..."}')
+    called = dialect.called(message)
     try:
-        return orjson.dumps(message)
+        return orjson.dumps(called or message), called is not None
     except TypeError as error:
         raise UsageError(f"an action must be JSON: {error}") from None
 
@@ -63,17 +57,6 @@ def options(params: Mapping[str, Any] | None) -> dict[str, Any]:
     if chosen := sorted(given.keys() & PATHS):
         raise UsageError(f"{chosen[0]} names a file of the server; its data is chosen there: `rollout env data`")
     return {name: value for name, value in given.items() if name not in _IGNORED}
-
-
-def opening(body: bytes, tools: Sequence[Any]) -> list[Message]:
-    """The first state: the task's messages, behind a system message with the tools where there are any."""
-    messages: list[Message] = [dict(message) for message in parse_observation(body)["messages"]]
-    if not tools:
-        return messages
-    prompt = _PROMPT.format(tools=_listed(tools))
-    if messages and messages[0].get("role") == "system":
-        prompt = f"{messages.pop(0).get('content', '')}\n\n{prompt}"
-    return [{"role": "system", "content": prompt}, *messages]
 
 
 def tools_of(body: bytes) -> str | None:
@@ -96,12 +79,13 @@ def questions(evaluation: Evaluation) -> int:
     return len(turns) if isinstance(turns, list) else 1
 
 
-def answer(observation: Observation, reward: float | None = None) -> dict[str, Any]:
-    """The result of a step; `reward` takes the place of the observation's own."""
+def answer(observation: Observation, reward: float | None = None, *, as_text: bool = False) -> dict[str, Any]:
+    """The result of a step. `reward` takes the place of the observation's own; `as_text`: so were the calls."""
     body = parse_observation(observation.body)
-    messages = _joined(body.get("messages", []))
+    messages = body.get("messages", [])
+    messages = _joined(dialect.responses(messages) if as_text else messages)
     if added := body.get("tools_added"):
-        messages = _with_functions(messages, added)
+        messages = dialect.with_functions(messages, added)
     if not messages:
         messages = [{"role": "user", "content": COMPLETED if observation.done else ""}]
     return {
@@ -145,10 +129,6 @@ def tools_text(tools: Sequence[Any]) -> str:
     return "\n".join(["Available tools:", *lines])
 
 
-def _listed(tools: Sequence[Any]) -> str:
-    return "\n".join(orjson.dumps(tool).decode() for tool in tools)
-
-
 def _joined(messages: Sequence[Message]) -> list[Message]:
     """Neighbours of the same role become one message; what answers a call by its id stays as it is."""
     joined: list[Message] = []
@@ -163,12 +143,3 @@ def _joined(messages: Sequence[Message]) -> list[Message]:
 
 def _is_text(message: Message) -> bool:
     return isinstance(message.get("content"), str)
-
-
-def _with_functions(messages: list[Message], added: Sequence[Any]) -> list[Message]:
-    """The functions that appear now, in front of the first text of the user."""
-    for message in messages:
-        if message.get("role") == "user" and _is_text(message):
-            message["content"] = f"{_listed(added)}\n{message['content']}"
-            return messages
-    return [*messages, {"role": "user", "content": _listed(added)}]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from backends.agentscope import SandboxRegistry, SandboxType, TrainingSandbox, get_image_tag, shapes, splits
+from backends.agentscope import SandboxRegistry, SandboxType, TrainingSandbox, dialect, get_image_tag, shapes, splits
 from backends.agentscope.boxes import APPWorldSandbox, BFCLSandbox, WebShopSandbox
 from backends.agentscope.host import choose
 from backends.environments.catalog import find
@@ -119,8 +119,8 @@ def _user(text: str) -> dict[str, Any]:
 
 def test_an_opening_with_tools_and_without() -> None:
     body = _observed({"role": "system", "content": "Be kind."}, _user("hello")).body
-    assert shapes.opening(body, []) == [{"role": "system", "content": "Be kind."}, _user("hello")]
-    system, user = shapes.opening(body, [{"type": "function", "function": {"name": "ls"}}])
+    assert dialect.opening(body, []) == [{"role": "system", "content": "Be kind."}, _user("hello")]
+    system, user = dialect.opening(body, [{"type": "function", "function": {"name": "ls"}}])
     assert system["content"].startswith("Be kind.\n\n")
     assert '<tools>\n{"type":"function","function":{"name":"ls"}}\n</tools>' in system["content"]
     assert user == _user("hello")
@@ -142,6 +142,39 @@ def test_answers() -> None:
     assert [m["content"] for m in appeared] == ['{"name":"new"}\nnow']
     alone = shapes.answer(_observed(tools_added=[{"name": "new"}]))["state"]
     assert [m["content"] for m in alone] == ['{"name":"new"}']
+
+
+def test_blocks_become_calls_and_their_answers_blocks() -> None:
+    block = '<tool_call>\n{"name": "ls", "arguments": {"a": true}}\n</tool_call>'
+    action, as_text = shapes.action(f"Look:\n{block}\n{block}")
+    assert as_text
+    message = orjson.loads(action)
+    assert (message["role"], message["content"]) == ("assistant", "Look:")
+    assert [call["id"] for call in message["tool_calls"]] == ["call_0", "call_1"]
+    assert message["tool_calls"][1]["function"] == {"name": "ls", "arguments": '{"a":true}'}
+    results = [{"role": "tool", "tool_call_id": f"call_{n}", "content": f"r{n}"} for n in range(2)]
+    (state,) = shapes.answer(_observed(*results, _user("and?")), as_text=True)["state"]
+    assert state["content"] == ("<tool_response>\nr0\n</tool_response>\n<tool_response>\nr1\n</tool_response>\n\nand?")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no call",
+        "<tool_call>{}</tool_call>",
+        "<tool_call>not JSON</tool_call>",
+        '<tool_call>{"name": "ls", "arguments": {}}',
+        '<tool_call>{"name": "ls", "arguments": "a"}</tool_call>',
+        '<think><tool_call>{"name": "ls", "arguments": {}}</tool_call></think>',
+    ],
+)
+def test_what_is_no_readable_call_is_left_as_it_is(text: str) -> None:
+    assert shapes.action(text) == (orjson.dumps({"role": "assistant", "content": text}), False)
+
+
+def test_openai_calls_are_left_as_they_are() -> None:
+    message = {"role": "assistant", "content": "<tool_call>", "tool_calls": [{"id": "a"}]}
+    assert shapes.action(message) == (orjson.dumps(message), False)
 
 
 def test_scores() -> None:
@@ -168,7 +201,7 @@ def test_scores() -> None:
 
 
 def test_actions_and_parameters() -> None:
-    assert orjson.loads(shapes.action("hi")) == {"role": "assistant", "content": "hi"}
+    assert shapes.action("hi") == (b'{"role":"assistant","content":"hi"}', False)
     for wrong in ({}, None, ["hi"], 3):
         with pytest.raises(UsageError, match="assistant"):
             shapes.action(wrong)
