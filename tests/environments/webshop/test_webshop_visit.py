@@ -148,8 +148,8 @@ def test_the_purchase_is_graded_and_ends_the_visit(small: WebShop, side: str) ->
     "words",
     [
         "", "buy it", "click[]", "search[]", "click[nothing]", "click[search]", "click[next >]", "click[< prev]",
-        "buy[x]", "click[red]", "click[buy now]", "click[PROD000010]", "<think>search[thing]</think>", "<think>search[thing]",
-        "research[thing]", "search[thing",
+        "buy[x]", "click[red]", "click[buy now]", "click[PROD000010]", "<think>search[thing]</think>",
+        "<think>search[thing]", "research[thing]", "search[thing",
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_changes_nothing(small: WebShop, words: str) -> None:
