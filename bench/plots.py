@@ -28,6 +28,10 @@ def draw(name: str, report: Report, path: Path) -> Path:
             _density(axes, report.result)
         case "docker":
             _docker(axes, report)
+        case "webshop":
+            _webshop(axes, report)
+        case "docker-faults":
+            _docker_faults(axes, report)
         case _:
             _recovery(axes, report)
     axes.grid(visible=True, axis="y", alpha=0.3)
@@ -70,6 +74,15 @@ def _recovery(axes: Axes, report: Report) -> None:
     axes.legend()
 
 
+def _webshop(axes: Axes, report: Report) -> None:
+    for row in report.rounds:
+        if times := sorted(row["ms"]):
+            share = [place / len(times) * 100 for place in range(1, len(times) + 1)]
+            axes.plot(times, share, label=f"{row['side']}, {len(times):,}")
+    axes.set(xscale="log", xlabel="milliseconds", ylabel="done within, %", title="WebShop: every step and search")
+    axes.legend()
+
+
 def _docker(axes: Axes, report: Report) -> None:
     for side in ("local", "docker"):
         rows = [row for row in report.rounds if row["side"] == side]
@@ -77,4 +90,16 @@ def _docker(axes: Axes, report: Report) -> None:
     axes.set(xlabel="orchestrator's CPU a step, us", ylabel="steps/s", title="Containers and processes, every round")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _docker_faults(axes: Axes, report: Report) -> None:
+    rows = [row for row in report.rounds if row.get("noticed_s")]
+    for place, row in enumerate(rows):
+        late = [seconds - row["deadline_s"] for seconds in row["noticed_s"]]
+        axes.plot([place] * len(late), late, "x", label=f"{row['fault']}, {len(late)} strikes")
+    axes.set_xticks(range(len(rows)), [row["fault"] for row in rows])
+    right, episodes = report.result["episodes_right"], report.result["episodes"]
+    title = f"Faults of containers: {right:,} of {episodes:,} episodes right"
+    axes.set(ylabel="noticed after its deadline, s", title=title)
     axes.legend()

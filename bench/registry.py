@@ -14,9 +14,11 @@ import orjson
 
 from bench.density import density
 from bench.docker import docker
+from bench.docker_faults import docker_faults
 from bench.machine import describe, versions
 from bench.overhead import overhead
 from bench.recovery import recovery
+from bench.webshop import webshop
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,8 +34,10 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "density": density,
     "recovery": recovery,
     "docker": docker,
+    "docker-faults": docker_faults,
+    "webshop": webshop,
 }
-_KILLING: Final = "recovery"
+_KILLING: Final = ("recovery", "docker-faults")
 
 
 async def conduct(name: str, sizes: Sizes, out: Path, say: Say) -> Report:
@@ -42,8 +46,8 @@ async def conduct(name: str, sizes: Sizes, out: Path, say: Say) -> Report:
     Raises UsageError where the sizes or the path make no sense, RunFailed where a measurement is none. Cancelled: all
     processes are ended, and nothing is written.
     """
-    if sizes.kills is not None and name != _KILLING:
-        raise UsageError(f"{name} kills nothing: --kills belongs to {_KILLING}")
+    if sizes.kills is not None and name not in _KILLING:
+        raise UsageError(f"{name} kills nothing: --kills belongs to {' and '.join(_KILLING)}")
     work = await asyncio.to_thread(_working_directory, out)
     keep = False
     try:
