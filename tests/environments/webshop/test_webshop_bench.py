@@ -6,12 +6,11 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-import orjson
 import pytest
 
 from backends.environments.catalog import find
 from bench import webshop
-from bench.registry import conduct
+from bench.registry import SCENARIOS
 from bench.values import Sizes
 from orchestrator.errors import RunFailed
 
@@ -28,17 +27,17 @@ def installed() -> None:
         pytest.skip("WebShop is not installed: run `rollout env install webshop`")
 
 
-def measured(out: Path, episodes: int) -> Report:
+def measured(work: Path, episodes: int) -> Report:
     said: list[str] = []
-    report = asyncio.run(conduct("webshop", Sizes(episodes=episodes), out, said.append))
+    report = asyncio.run(SCENARIOS["webshop"](Sizes(episodes=episodes), work, said.append))
     assert any(line.startswith("catalogue: ") for line in said)
-    assert orjson.loads(out.read_bytes())["result"] == report.result
+    assert [row["side"] for row in report.rounds] == ["step", "search"]
     return report
 
 
 def test_on_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webshop, "_catalogue", lambda: None)
-    report = measured(tmp_path / "webshop.json", 30)
+    report = measured(tmp_path, 30)
     assert report.settings == {"catalogue": "shipped", "goals": 30}
     assert (report.result["goals"], report.result["reward_one"]) == (30, 30)
     assert report.result["identical_top10"] is None
@@ -48,7 +47,7 @@ def test_on_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_on_the_real_products(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webshop, "_catalogue", lambda: data)
-    result = measured(tmp_path / "webshop.json", 60).result
+    result = measured(tmp_path, 60).result
     assert (result["products"], result["queries"], result["identical_top10"]) == (1000, 60, 60)
     assert (result["goals"], result["reward_one"]) == (60, 58)
     assert result["kib_per_session"] < 4
@@ -57,4 +56,4 @@ def test_on_the_real_products(tmp_path: Path, data: Path, monkeypatch: pytest.Mo
 def test_a_broken_catalogue_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webshop, "_catalogue", lambda: tmp_path)
     with pytest.raises(RunFailed, match=r"holds no items_ins_v2\.json or items_ins_v2_1000\.json"):
-        measured(tmp_path / "webshop.json", 5)
+        measured(tmp_path, 5)
