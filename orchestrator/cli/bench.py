@@ -13,12 +13,15 @@ from orchestrator.cli import options
 
 
 def bench(
-    scenario: Annotated[str, typer.Argument(help="overhead, density, recovery or docker.")],
+    scenario: Annotated[str, typer.Argument(help="overhead, density, recovery, docker or docker-faults.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The JSON file (default bench-results/SCENARIO.json).")
     ] = None,
     kills: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="recovery: how often the orchestrator is killed.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="recovery: kills of the orchestrator; docker-faults: strikes of each fault."
+        ),
     ] = None,
     episodes: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Episodes; fewer are quick and less exact.")

@@ -174,6 +174,10 @@ class DockerBackend:
         """See `Backend.cpu_seconds`."""
         return self._dead_cpu + sum(container.usage.cpu_seconds() for container in self._containers.values())
 
+    def containers(self) -> list[Container]:
+        """Those that are registered: starting, serving, and not yet removed."""
+        return list(self._containers.values())
+
     def statistics(self) -> DockerStatistics:
         """Counts, and what the containers use now; reads a few small files for each."""
         usages = [container.usage for container in self._containers.values()]
