@@ -7,6 +7,7 @@ those of Unicode 12: later versions took signs such as the stars away, and the t
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import regex
@@ -17,6 +18,7 @@ from backends.environments.webshop.words import STOP_WORDS
 MAX_TOKEN: Final = 255
 """Characters of a token; longer ones are cut into pieces, as Lucene does."""
 
+_PIECES_KEPT: Final = 1 << 16
 _TIED = r"[\p{WB=Format}\p{WB=Extend}\p{WB=ZWJ}]*"
 """What never stands alone but belongs to the character before it."""
 _LETTER = r"[\p{WB=ALetter}\p{WB=Hebrew_Letter}]"
@@ -62,12 +64,18 @@ _POSSESSIVE = ("'s", "\u2019s", "\uff07s")
 
 def terms(text: str) -> list[str]:
     """The terms of a text, in order, repeated as often as they occur."""
+    return [term for piece in text.split(" ") for term in _terms(piece)]
+
+
+@lru_cache(maxsize=_PIECES_KEPT)
+def _terms(piece: str) -> tuple[str, ...]:
+    """The terms between two blanks, where a term never crosses: the same pieces come again and again."""
     found: list[str] = []
-    for token in _TOKEN.findall(text):
+    for token in _TOKEN.findall(piece):
         for start in range(0, len(token), MAX_TOKEN):
             word = token[start : start + MAX_TOKEN].lower()
             if word.endswith(_POSSESSIVE):
                 word = word[:-2]
             if word not in STOP_WORDS:
                 found.append(stem(word))
-    return found
+    return tuple(found)

@@ -1,12 +1,12 @@
 """What a buyer sees: the pages of the shop as lists of pieces, and their two renderings.
 
 `text`: the pieces' texts, joined by ` [SEP] `. `text_rich`: a piece a line, what can be pressed in `[button]` marks,
-and what has been pressed already in `[clicked button]` marks. Both are WebShop's observation modes; of its last page,
-which holds a form for paid annotators, only the thanks and the score are shown.
+and what has been pressed already in `[clicked button]` marks. Both are WebShop's observation modes, word for word.
 """
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -24,6 +24,18 @@ BUY: Final = "Buy Now"
 SUB_PAGES: Final = ("Description", "Features", "Reviews")
 _RATING: Final = "N.A."
 """WebShop's data set comes without its reviews: every rating is shown so, and every page of reviews is empty."""
+_THANKS: Final = (
+    "Thank you for shopping with us!", "Your code:", "None", "(Paste it in your MTurk interface.)", "Purchased", "asin",
+)  # fmt: skip
+_EMPTY_FORM: Final = (
+    "attrs", "None", "category", "None", "query", "None", "product category", "None", "Target", "asin", "options",
+    "attrs", "price upper", "instuction text", "category", "product category", "query", "Goal", "None", "Reward",
+    "Your score (min 0.0, max 1.0)",
+)  # fmt: skip
+"""Upstream's spelling."""
+_END: Final = ("Reward Details", "None")
+_ESCAPED: Final = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&'"}
+"""What JSON inside HTML must not hold."""
 
 
 class Kind(Enum):
@@ -88,9 +100,10 @@ def sub_page(goal: str, product: Product, name: str) -> list[Piece]:
     return [*head, *(Piece(text) for text in texts.get(name, ("No reviews found",)))]
 
 
-def bought(reward: float) -> list[Piece]:
-    """The last page."""
-    return [Piece("Thank you for shopping with us!"), Piece("Your score (min 0.0, max 1.0)"), Piece(str(reward))]
+def bought(product: Product, chosen: Mapping[str, str], reward: float) -> list[Piece]:
+    """The last page, a form for paid annotators; in upstream's simulation most of its fields stay empty."""
+    options = json.dumps(chosen, sort_keys=True).translate(_ESCAPED)
+    return [Piece(text) for text in (*_THANKS, product.asin, "options", options, *_EMPTY_FORM, str(reward), *_END)]
 
 
 def render(page: Sequence[Piece], mode: str) -> str:

@@ -6,7 +6,6 @@ author published. `m` below is the paper's measure: how often vowels are followe
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Final
 
 _DERIVED: Final = (
@@ -25,7 +24,6 @@ _PLAIN: Final = (
 """The last suffixes to go, where m > 1; of `sion` and `tion` only `ion`."""
 
 
-@lru_cache(maxsize=1 << 17)
 def stem(word: str) -> str:
     """The stem of a lower-case word."""
     if len(word) <= 2:

@@ -208,4 +208,4 @@ class Visit:
             case Page.SUB_PAGE:
                 return pages.sub_page(goal, self._bought(), self._sub_page)
             case Page.BOUGHT:
-                return pages.bought(self._reward)
+                return pages.bought(self._bought(), self._chosen, self._reward)

@@ -137,7 +137,14 @@ def test_the_purchase_is_graded_and_ends_the_visit(small: WebShop, side: str) ->
     reply = visit.step(say("click[Buy Now]"))
     expected = 1.0 if f"color: {side}" in asked else 0.75
     assert (reply.done, reply.reward, visit.evaluate({}).reward) == (True, expected, expected)
-    assert page(reply) == f"Thank you for shopping with us! [SEP] Your score (min 0.0, max 1.0) [SEP] {expected}"
+    assert page(reply) == (
+        "Thank you for shopping with us! [SEP] Your code: [SEP] None [SEP] (Paste it in your MTurk interface.)"
+        f' [SEP] Purchased [SEP] asin [SEP] PROD000001 [SEP] options [SEP] {{"color": "{side}", "size": "2 | 3"}}'
+        " [SEP] attrs [SEP] None [SEP] category [SEP] None [SEP] query [SEP] None [SEP] product category [SEP] None"
+        " [SEP] Target [SEP] asin [SEP] options [SEP] attrs [SEP] price upper [SEP] instuction text [SEP] category"
+        " [SEP] product category [SEP] query [SEP] Goal [SEP] None [SEP] Reward"
+        f" [SEP] Your score (min 0.0, max 1.0) [SEP] {expected} [SEP] Reward Details [SEP] None"
+    )
     assert visit.evaluate({}).details["chosen"] == {"color": side, "size": "2 | 3"}
     after = visit.step(call(("search", {"keywords": "x"})))
     assert page(after).startswith("Error: the purchase is made")
