@@ -61,7 +61,7 @@ class Channel:
             raise SandboxError(Failure(FailureKind.SANDBOX_HUNG, route, message)) from None
         except aiohttp.ClientError as error:
             message = f"{self.base_url} cannot be reached, or broke off: {str(error) or type(error).__name__}"
-            raise SandboxError(Failure(FailureKind.SANDBOX_LOST, route, message, retryable=True)) from error
+            raise SandboxError(Failure(FailureKind.SANDBOX_LOST, route, message, retryable=True)) from None
         try:
             value = orjson.loads(answer)
         except orjson.JSONDecodeError:

@@ -94,9 +94,15 @@ class RemoteDesk:
 
     async def _counted(self, name: str, given: dict[str, Any]) -> Any:
         instance = str(given.get("instance_id"))
-        if name == "create_instance":
+        creating = name == "create_instance" and instance not in self._instances
+        if creating:
             self._instances.add(instance)
-        answer = await (self._to_service(name, given) if self._identity is None else self._to_manager(name, given))
+        try:
+            answer = await (self._to_service(name, given) if self._identity is None else self._to_manager(name, given))
+        except UsageError:
+            if creating:  # refused: there is none
+                self._instances.discard(instance)
+            raise
         if name == "release_instance":
             self._instances.discard(instance)
         return _believed(name, answer)

@@ -106,6 +106,10 @@ async def test_what_was_not_released_is_released_with_the_box() -> None:
             script.answers["create"] = (500, {"detail": "Traceback (most recent call last):\n  File x\nKeyError: 'y'"})
             with pytest.raises(SandboxError, match=r"KeyError: 'y'$"):
                 await box.create_instance(task_id="a", instance_id="unknown")
+            script.answers["create"] = (409, {"detail": "taken"})
+            for name in ("mine", "theirs"):
+                with pytest.raises(UsageError, match="taken"):
+                    await box.create_instance(task_id="a", instance_id=name)
         released = {body["instance_id"] for route, body in script.asked if route == "release"}
         assert released == {"mine", "unknown"}  # whether the second was made is not known
 
