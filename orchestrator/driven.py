@@ -133,6 +133,7 @@ class DrivenEpisode:
             try:
                 return await (self._alone(stage, call) if suspected else self._call(stage, call))
             except SandboxLost as lost:
+                self._refuse_if_closed()
                 losses += 1
                 deaths += suspected and lost.suspect
                 suspected = suspected or (lost.suspect and lost.failure.stage == stage)

@@ -99,6 +99,8 @@ class EmbeddedDesk:
         return {**self._record, "session_id": self._id, "container_id": self._id, "container_name": self._id} | {
             "state": state,
             "instances": sorted(self._instances),
+            "calls": sum(instance.episode.busy for instance in self._instances.values()),
+            "asleep": sorted(name for name, instance in self._instances.items() if not instance.episode.awake),
         }
 
     async def close(self) -> None:

@@ -44,12 +44,21 @@ class Kind:
                 self.base_url, self.sandbox_type, self.sandbox_id, token=self.bearer_token, timeout=self.timeout
             )
         return EmbeddedDesk(
-            find(str(self.sandbox_type)).name,
+            self._environment(),
             sandbox_id=self.sandbox_id,
             timeout=min(self.timeout, self.config.timeout),
             variables={**os.environ, **self.config.environment},
             record=self._record(),
         )
+
+    def _environment(self) -> str:
+        try:
+            return find(str(self.sandbox_type)).name
+        except UnknownName as error:
+            raise UnknownName(
+                f"nothing here serves boxes of the kind {self.sandbox_type}: {error}. A server that does is named with "
+                f"base_url"
+            ) from None
 
     def _record(self) -> dict[str, Any]:
         return {

@@ -19,6 +19,7 @@ from backends.agentscope import (
     AsyncBFCLSandbox,
     AsyncTrainingSandbox,
     BFCLSandbox,
+    SandboxRegistry,
     SandboxType,
     TrainingSandbox,
 )
@@ -264,6 +265,65 @@ def test_a_fork_starts_anew_and_leaves_its_parents_box_alone(toy_box: TrainingSa
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert "total 6" in toy_box.step("taken", _says("add 1"))["state"][0]["content"]
+
+
+def test_closing_under_a_call_ends_it(toy_box: TrainingSandbox) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        step = threads.submit(toy_box.step, "taken", _says("sleep 20"))
+        while not toy_box.get_info()["calls"]:
+            pass
+        toy_box.close()
+        with pytest.raises(UsageError, match=r"released|closed"):
+            step.result(10)
+
+
+def test_idle_instances_sleep_and_wake(monkeypatch: pytest.MonkeyPatch, toy_box: TrainingSandbox) -> None:
+    monkeypatch.setattr("backends.agentscope.embedded.IDLE_S", 0.05)
+    monkeypatch.setattr("backends.agentscope.embedded.SWEEP_S", 0.02)
+    with _toy() as box:
+        box.create_instance("toy", "toy_0", "idle")
+        box.step("idle", "add 3")
+        while box.get_info()["asleep"] != ["idle"]:
+            pass
+        assert "total 4" in box.step("idle", "add 1")["state"][0]["content"]
+
+
+def test_a_kind_that_nothing_here_serves() -> None:
+    @SandboxRegistry.register("theirs/box:latest", sandbox_type="theirs")
+    class TheirBox(TrainingSandbox):
+        pass
+
+    with pytest.raises(UnknownName, match="base_url"):
+        TheirBox().start()
+
+
+def test_ones_own_class_for_an_environment() -> None:
+    @SandboxRegistry.register("mine/toy:latest", sandbox_type="toy", timeout=9)
+    class ToyBox(TrainingSandbox):
+        def play(self, task: str, *words: str) -> float:
+            instance = self.create_instance("toy", task)["info"]["instance_id"]
+            return float([self.step(instance, said)["reward"] for said in words][-1])
+
+    with ToyBox() as box:
+        assert box.play("toy_2", "add 3", "stop") == 1.0
+        assert (box.get_info()["version"], box.get_info()["timeout"]) == ("mine/toy:latest", 9)
+
+
+def test_an_interrupt_ends_the_call_and_the_program() -> None:
+    program = (
+        "from backends.agentscope import TrainingSandbox\n"
+        "box = TrainingSandbox(box_type='toy')\n"
+        "box.create_instance('toy', 'toy_0', 'one')\n"
+        "print('ready', flush=True)\n"
+        "box.step('one', 'sleep 30')\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert errors.endswith(b"KeyboardInterrupt\n")
+    assert process.returncode == -signal.SIGINT
 
 
 ENDINGS = {
