@@ -37,8 +37,11 @@ _LEFT_OUT: Final = {
     "turtledemo",
 }
 _MODULES_LEFT_OUT: Final = ("_test", "_ctypes_test", "_tkinter", "_xx", "xx")
-_WHEELS_NEED: Final = ("libstdc++.so.6", "libgcc_s.so.1")
-"""What compiled packages load beyond what Python itself does."""
+_WHEELS_NEED: Final = (
+    "libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1",
+)  # fmt: skip
+"""What compiled packages load beyond what Python itself does: the compilers' libraries, and all parts of the C library,
+which wheels for older systems name one by one (numpy's names the threads')."""
 _LOOKUP: Final = ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2")
 """Loaded by name when an account or a host is looked up; part of libc itself since glibc 2.34."""
 _CERTIFICATES: Final = "etc/ssl/certs/ca-certificates.crt"
