@@ -33,7 +33,7 @@ ISOLATIONS: Final = ("shared", "process")
 
 _BACKENDS = FOLDER.parent
 _TEXTS = {"name": str, "description": str, "licence": str, "isolation": str, "deterministic": bool, "runs_code": bool}
-_LISTS = ("requirements", "requirements_no_deps")
+_LISTS = ("requirements", "requirements_no_deps", "egress")
 _RESOURCES = "resources"
 
 
@@ -75,6 +75,8 @@ class EnvironmentSpec:
     deterministic: bool
     runs_code: bool
     resources: Resources = Resources()
+    egress: tuple[str, ...] = ()
+    """Destinations (`HOST:PORT`) that its sandboxes may reach, where the backend walls them off."""
 
     @property
     def digest(self) -> str:

@@ -1,9 +1,10 @@
 """`python -m backends.server --environment NAME`: a sandbox. Dials out, serves sessions, dies with its owner.
 
 The first line of standard input is a JSON object: `socket` (a unix socket's path) or `url`, `token`, `digest`,
-optional `max_body` (bytes), `memory_mb`, and `guarded`: whether this process hides its memory and its files from others
-of the same user, as the agent's code may be. Standard input stays open for as long as the owner lives: its end, or the
-death of the parent process, ends the server at once. The command line never carries a secret.
+optional `max_body` (bytes), `memory_mb`, `egress` (the socket of a proxy, to be reached at a port of loopback), and
+`guarded`: whether this process hides its memory and its files from others of the same user, as the agent's code may be.
+Standard input stays open for as long as the owner lives: its end, or the death of the parent process, ends the server
+at once. The command line never carries a secret.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import orjson
 
+from backends.server import forward
 from backends.server.sessions import Sessions
 from backends.server.wire import MAX_BODY, MAX_FRAME, PROTOCOL, Hello, WireError, decode_calls, encode
 
@@ -47,6 +49,8 @@ def main() -> None:
     config: dict[str, Any] = orjson.loads(_read_line())
     if config.get("guarded"):
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if proxy := config.get("egress"):
+        forward.start(proxy)
     if memory_mb := config.get("memory_mb"):
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_mb) << 20, int(memory_mb) << 20))
     module = importlib.import_module(f"backends.environments.{arguments.environment}.inside")

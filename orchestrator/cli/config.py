@@ -80,6 +80,8 @@ def _switched(value: object) -> object:
     if isinstance(value, list | tuple):
         pairs = (str(word).partition("=") for word in value)
         value = {name: text or None for name, _, text in pairs}
+    if isinstance(value, dict) and isinstance(places := value.get("egress"), str):
+        value = value | {"egress": tuple(places.split(","))}
     known = [item.name for item in fields(Hardening)]
     if isinstance(value, dict) and (unexpected := sorted(value.keys() - set(known))):
         raise ValueError(f"there is no item {unexpected[0]!r}; the items are {', '.join(known)}")

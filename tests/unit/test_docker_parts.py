@@ -44,6 +44,7 @@ class TestHardening:
             "tmp_mb": (7, {"Tmpfs"}),
             "shm_mb": (7, {"ShmSize"}),
             "user": ("1000", {"Tmpfs"}),
+            "egress": (("example.org:443",), set()),
         }
         assert switched.keys() == asdict(Hardening()).keys()
         for item, (value, expected) in switched.items():

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from backends.environments.catalog import find
 from backends.sandboxes.docker.container import START_S, Blueprint, Container
+from backends.sandboxes.docker.egress import AllowList
 from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.docker.images import ensure
 from backends.sandboxes.docker.owners import BACKEND, RUN, clear_strays, owner_labels
@@ -89,6 +90,8 @@ class DockerBackend:
         self.limits = SandboxLimits(1, 1) if alone else SandboxLimits(None, recycle_after)
         self._image = image
         self._hardening = hardening or Hardening()
+        own = self._hardening.egress
+        self._allowed = AllowList.of(self.spec.egress if own is None else own)
         self._url = url
         self._max_body = max_body
         self._progress: Progress = progress or _silent
@@ -271,6 +274,7 @@ class DockerBackend:
             logs=self._logs,
             limit_s=self._limit_s,
             max_body=self._max_body,
+            allowed=self._allowed,
         )
 
     async def _start_reaper(self, engine: Engine) -> Reaper:

@@ -18,12 +18,16 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from backends.sandboxes.docker.death import describe
+from backends.sandboxes.docker.egress import AllowList
 from backends.sandboxes.docker.images import DIGEST, ENVIRONMENT
 from backends.sandboxes.docker.owners import RUN
 from backends.sandboxes.docker.port import EngineError, EngineGone
+from backends.sandboxes.docker.proxy import SOCKET as EGRESS
+from backends.sandboxes.docker.proxy import Proxy
 from backends.sandboxes.docker.usage import Usage, first_child
 from backends.sandboxes.link import LinkedSandbox
 from backends.sandboxes.listener import SOCKET
+from backends.server.forward import PORT
 from orchestrator.errors import SandboxError
 from orchestrator.types import Failure, FailureKind
 
@@ -48,6 +52,12 @@ LOG_BYTES: Final = 1 << 20
 """What is kept of a container's own output."""
 ADDRESS_SPACE_MB: Final = 4096
 _MOUNT: Final = "/run/rollout"
+_WAY_OUT: Final = "/run/rollout-egress"
+_NOWHERE: Final = AllowList()
+_PROXIED: Final = (
+    *(f"{name}=http://127.0.0.1:{PORT}" for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")),
+    *(f"{name}=localhost,127.0.0.1,::1" for name in ("NO_PROXY", "no_proxy")),
+)
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +77,14 @@ class Blueprint:
     logs: Path | None
     limit_s: float
     max_body: int
+    allowed: AllowList = _NOWHERE
+    """Where its containers may connect to."""
 
-    def config(self, folder: Path) -> dict[str, Any]:
-        """What the daemon is told: the body of the engine's call. `folder` holds the socket to dial."""
+    def config(self, folder: Path, way_out: Path | None = None) -> dict[str, Any]:
+        """What the daemon is told: the body of the engine's call. `folder` holds the socket to dial, `way_out` that of
+        the proxy where there is one."""
         host = self.hardening.host_config(self.spec.resources)
-        host["Mounts"] = [{"Type": "bind", "Source": str(folder), "Target": _MOUNT, "ReadOnly": True}]
+        host["Mounts"] = [_mount(folder, _MOUNT), *([_mount(way_out, _WAY_OUT)] if way_out else [])]
         return {
             "Image": self.image,
             "Cmd": ["--run", self.run, *(["--with-solutions"] if self.with_solutions else [])],
@@ -83,6 +96,7 @@ class Blueprint:
                 "LANG=C.UTF-8",
                 "TZ=UTC",
                 "PYTHONHASHSEED=0",  # the order of sets must not differ between servers: replay compares bytes
+                *(_PROXIED if way_out else ()),
             ],
             "Labels": {RUN: self.run, ENVIRONMENT: self.spec.name, DIGEST: self.digest, **self.owner},
             "AttachStdin": True,
@@ -102,6 +116,7 @@ class Blueprint:
             "digest": self.digest,
             "max_body": self.max_body,
             "guarded": True,
+            "egress": f"{_WAY_OUT}/{EGRESS}" if self.allowed else None,
             # An absurd request for memory then fails in the action that makes it, and takes nobody along.
             "memory_mb": None if self.spec.runs_code else ADDRESS_SPACE_MB,
         }
@@ -134,6 +149,7 @@ class Container:
     sandbox: LinkedSandbox | None = None
     _attachment: Attachment | None = None
     _door: Door | None = None
+    _proxy: Proxy | None = None
     _made: asyncio.Task[EngineError | OSError | None] | None = None
     _watcher: asyncio.Task[None] | None = None
 
@@ -142,7 +158,10 @@ class Container:
         token = secrets.token_urlsafe(24)
         arrived = listener.expect(token, lambda hello: self.blueprint.linked(self.id, hello))
         self._door = door = listener.door()
-        self._made = self.tasks.create_task(self._make(door), name=f"make-{self.id}")
+        if self.blueprint.allowed:
+            folder = door.folder.with_name(f"{door.folder.name}-egress")
+            self._proxy = Proxy(self.id, folder, self.blueprint.allowed, self.tasks)
+        self._made = self.tasks.create_task(self._make(door, self._proxy), name=f"make-{self.id}")
         try:
             if (error := await asyncio.shield(self._made)) is not None:
                 raise error
@@ -175,14 +194,19 @@ class Container:
             self._watcher.cancel()
         self.usage.cpu_seconds()
         await self._shut()
+        if self._proxy is not None:
+            await self._proxy.close()
         if self._attachment is not None:
             await self._attachment.close()
 
-    async def _make(self, door: Door) -> EngineError | OSError | None:
+    async def _make(self, door: Door, proxy: Proxy | None) -> EngineError | OSError | None:
         """Never cancelled: a container that the daemon makes after all would be nobody's."""
         try:
             await door.open()
-            await self.engine.create(self.id, self.blueprint.config(door.folder))
+            if proxy is not None:
+                await proxy.open()
+            way_out = None if proxy is None else proxy.folder
+            await self.engine.create(self.id, self.blueprint.config(door.folder, way_out))
         except (EngineError, OSError) as error:
             return error
         return None
@@ -268,6 +292,10 @@ class Container:
         if (door := self._door) is not None:
             self._door = None
             await door.shut()
+
+
+def _mount(source: Path, target: str) -> dict[str, Any]:
+    return {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": True}
 
 
 def _either(*futures: asyncio.Future[Any]) -> set[asyncio.Future[Any]]:

@@ -16,7 +16,8 @@ _MIB: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Hardening:
-    """What holds a container; sizes are in MiB. A bound that is None is the environment's own, 0 is none at all."""
+    """What holds a container; sizes are in MiB. A bound that is None is the environment's own, 0 is none at all; so is
+    an `egress` of None, and () allows nothing."""
 
     user: str = "65534:65534"
     """User and group by number: nobody, with no home and no files."""
@@ -39,6 +40,8 @@ class Hardening:
     pids: int | None = None
     tmp_mb: int | None = None
     shm_mb: int | None = None
+    egress: tuple[str, ...] | None = None
+    """Destinations (`HOST:PORT`) that may be reached, through a proxy of the orchestrator's and never by a network."""
 
     def __post_init__(self) -> None:
         for name in ("cpus", "memory_mb", "pids", "tmp_mb", "shm_mb"):
