@@ -177,6 +177,11 @@ class DockerBackend:
         """See `Backend.cpu_seconds`."""
         return self._dead_cpu + sum(container.usage.cpu_seconds() for container in self._containers.values())
 
+    @property
+    def private(self) -> Path:
+        """Where the sockets of its containers lie; gone when the backend is left."""
+        return self._listener.private
+
     def containers(self) -> list[Container]:
         """Those that are registered: starting, serving, and not yet removed."""
         return list(self._containers.values())

@@ -32,7 +32,7 @@ from orchestrator.errors import SandboxError
 from orchestrator.types import Failure, FailureKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from backends.environments.catalog import EnvironmentSpec
     from backends.sandboxes.docker.hardening import Hardening
@@ -54,10 +54,8 @@ ADDRESS_SPACE_MB: Final = 4096
 _MOUNT: Final = "/run/rollout"
 _WAY_OUT: Final = "/run/rollout-egress"
 _NOWHERE: Final = AllowList()
-_PROXIED: Final = (
-    *(f"{name}=http://127.0.0.1:{PORT}" for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")),
-    *(f"{name}=localhost,127.0.0.1,::1" for name in ("NO_PROXY", "no_proxy")),
-)
+_OWN: Final = ("localhost", "127.0.0.1", "::1")
+"""The container itself, unless the list means this machine by one of these."""
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +94,7 @@ class Blueprint:
                 "LANG=C.UTF-8",
                 "TZ=UTC",
                 "PYTHONHASHSEED=0",  # the order of sets must not differ between servers: replay compares bytes
-                *(_PROXIED if way_out else ()),
+                *(_proxied(self.allowed) if way_out else ()),
             ],
             "Labels": {RUN: self.run, ENVIRONMENT: self.spec.name, DIGEST: self.digest, **self.owner},
             "AttachStdin": True,
@@ -292,6 +290,16 @@ class Container:
         if (door := self._door) is not None:
             self._door = None
             await door.shut()
+
+
+def _proxied(allowed: AllowList) -> Iterator[str]:
+    """The variables that HTTP clients go by, as each of them spells it."""
+    meant = {destination.host for destination in allowed.destinations}
+    values = {"http_proxy": f"http://127.0.0.1:{PORT}", "https_proxy": f"http://127.0.0.1:{PORT}"}
+    values["no_proxy"] = ",".join(name for name in _OWN if name not in meant)
+    for name, value in values.items():
+        yield f"{name}={value}"
+        yield f"{name.upper()}={value}"
 
 
 def _mount(source: Path, target: str) -> dict[str, Any]:
