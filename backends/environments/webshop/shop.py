@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import re
 from typing import TYPE_CHECKING, Final
 
 from backends.environments.webshop.catalogue import HUMAN, load
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 RESULTS: Final = 50
 """A search finds this many products at most."""
 KINDS: Final = ("synthetic", "human")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,11}")
 
 
 class Shop:
@@ -25,10 +26,7 @@ class Shop:
         self.products = load(source)
         self.places = {product.asin: place for place, product in enumerate(self.products)}
         self._index = Index((product.indexed for product in self.products), list(self.places))
-
-    @cached_property
-    def _goals(self) -> dict[str, Goals]:
-        return {kind: Goals(self.products, human=kind == "human") for kind in KINDS}
+        self._goals = {kind: Goals(self.products, human=kind == "human") for kind in KINDS}
 
     def search(self, words: str) -> tuple[int, ...]:
         """The places of the best products, best first."""
@@ -45,7 +43,7 @@ class Shop:
     def find(self, task: str) -> tuple[Goals, int]:
         """The goals that a task belongs to, and its number. Raises EnvironmentFault."""
         kind, _, number = task.rpartition("_")
-        if kind not in KINDS or not (number.isascii() and number.isdigit()) or number != str(int(number)):
+        if kind not in KINDS or _NUMBER.fullmatch(number) is None:
             raise unknown_task(task, "ids look like synthetic_0 or human_0; list them by split")
         goals = self.goals(kind)
         if int(number) >= len(goals):

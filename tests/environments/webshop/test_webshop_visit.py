@@ -235,7 +235,18 @@ def test_bad_options_are_refused(webshop: WebShop, options: dict[str, Any], prob
 
 
 @pytest.mark.parametrize(
-    "task", ["", "synthetic", "synthetic_", "synthetic_-1", "synthetic_01", "robot_0", "human_9999"]
+    "task",
+    [
+        "",
+        "synthetic",
+        "synthetic_",
+        "synthetic_-1",
+        "synthetic_01",
+        "robot_0",
+        "human_9999",
+        "human_" + "9" * 5000,
+        "human_\u0662",
+    ],
 )
 def test_unknown_tasks_are_refused(webshop: WebShop, task: str) -> None:
     with pytest.raises(EnvironmentFault, match="unknown task"):
