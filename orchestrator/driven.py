@@ -153,18 +153,22 @@ class DrivenEpisode:
     async def _call(self, stage: str, call: Callable[[Session], Awaitable[T]]) -> T:
         """The call in this episode's own session, which is rebuilt where there is none."""
         try:
-            if self._session is None:
-                self._lease = await self._pool.lease()
-                self._session = await self._rebuilt(self._lease.sandbox)
-                self._refuse_if_closed()  # meanwhile
-            return await call(self._session)
+            session = self._session or await self._wake()
+            return await call(session)
         except SandboxRefused:
-            if stage != "evaluate":  # what a refused step has changed is unknown
+            if stage != "evaluate" or self._session is None:  # what a refused step has changed is unknown
                 self._drop()
             raise
         except BaseException:  # cancellation included: how far the call came is unknown
             self._drop()
             raise
+
+    async def _wake(self) -> Session:
+        self._lease = await self._pool.lease()
+        session = await self._rebuilt(self._lease.sandbox)
+        self._session = session
+        self._refuse_if_closed()  # meanwhile
+        return session
 
     async def _alone(self, stage: str, call: Callable[[Session], Awaitable[T]]) -> T:
         """The call in a sandbox with nobody else on it; its session ends with it."""
