@@ -169,6 +169,11 @@ class Batcher:
             sent.popleft()
         return sent[0][1]
 
+    @property
+    def busy(self) -> bool:
+        """Whether any call waits for an answer."""
+        return bool(self._pending)
+
     def statistics(self) -> BatcherStatistics:
         """Counts; cheap."""
         return BatcherStatistics(len(self._header), len(self._pending), self._next_id - 1, self._batches)

@@ -50,6 +50,8 @@ MAX_TOOLSET_BYTES: Final = 256 * 1024 * 1024
 
 _STEP: Final = int(Op.STEP)
 """A plain number: it goes into the header of every step, where a member of an enumeration is slower to write."""
+PING_S: Final = 0.5
+"""How often a sandbox that nobody asks anything is asked whether it is there."""
 MESSAGE_CAP: Final = 2000
 """Characters of a sandbox's error message that are kept."""
 
@@ -159,7 +161,10 @@ class LinkedSandbox:
 
     async def run(self, socket: web.WebSocketResponse) -> Failure:
         """Carry calls and replies until the connection ends or the sandbox is condemned; returns why."""
-        sender = asyncio.create_task(self._send(socket), name=f"send-{self.id}")
+        helpers = [
+            asyncio.create_task(self._send(socket), name=f"send-{self.id}"),
+            asyncio.create_task(self._ping(), name=f"ping-{self.id}"),
+        ]
         try:
             async for message in socket:
                 if message.type == aiohttp.WSMsgType.BINARY:
@@ -171,7 +176,8 @@ class LinkedSandbox:
         except WireError as error:
             return Failure(FailureKind.PROTOCOL, "call", str(error))
         finally:
-            sender.cancel()
+            for helper in helpers:
+                helper.cancel()
         if socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
             return Failure(FailureKind.PROTOCOL, "call", "a frame was over the size cap")
         return Failure(FailureKind.SANDBOX_LOST, "call", "the sandbox closed its connection")
@@ -184,6 +190,14 @@ class LinkedSandbox:
                 await socket.send_bytes(encode(*batcher.take()))
             except ConnectionError:
                 return  # the reader sees the same end and says why
+
+    async def _ping(self) -> None:
+        """An idle sandbox that hangs would be found out by the first episode that is given it: so it is never idle for
+        long, and passes its deadline like any other. Pings are calls: one at a time, and none while others wait."""
+        while True:
+            await asyncio.sleep(PING_S)
+            if not self._batcher.busy:
+                self._batcher.call(Op.PING, 0, 0, b"").add_done_callback(_seen)
 
     def _receive(self, frame: bytes) -> None:
         answers = decode_answers(frame)
@@ -289,6 +303,12 @@ class LinkedSession:
         if not self._closed:
             self._closed = True
             self._sandbox.forget(self._number, self._seq)
+
+
+def _seen(answer: asyncio.Future[Observation]) -> None:
+    """Whatever a ping is answered with, nobody asks."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _released() -> SandboxRefused:

@@ -196,6 +196,9 @@ class Sessions:
 
     def _inquire(self, call: Call) -> None:
         body = _object(call.body)
+        if call.op == Op.PING:
+            self._reply(call.id, Status.OK, 0.0, False, b"{}")
+            return
         if call.op == Op.TASKS:
             tasks = self._environment.tasks(str(body.get("split", "")))
             left = {name: {"count": count, "needs": needs} for name, (count, needs) in tasks.left_out.items()}
@@ -274,7 +277,7 @@ class Sessions:
         self._bytes += len(body)
 
 
-_SESSIONLESS: Final = frozenset({Op.TASKS, Op.SOLUTION})
+_SESSIONLESS: Final = frozenset({Op.TASKS, Op.SOLUTION, Op.PING})
 
 
 def _object(body: bytes) -> dict[str, Any]:

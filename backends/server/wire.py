@@ -52,6 +52,8 @@ class Op(IntEnum):
     """Body `{"split"}`; answered by `{"tasks": [ids], "left_out": {category: {"count", "needs"}}}`."""
     SOLUTION = 6
     """Body `{"task"}`; answered by a JSON list of actions as strings. Only with `--with-solutions`."""
+    PING = 7
+    """No body; any answer says that somebody is there."""
 
 
 class Status(IntEnum):
