@@ -41,7 +41,8 @@ class Sandbox:
         box_type: SandboxType | str | None = None,
     ) -> None:
         self._kind = checked(type(self), box_type, sandbox_id, timeout, base_url, bearer_token)
-        self._guard = threading.Lock()
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
         self._thread: LoopThread | None = None
         self._desk: Desk | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -105,6 +106,13 @@ class Sandbox:
     def _do(self, what: str, call: Callable[[Desk], Coroutine[Any, Any, Any]]) -> Any:
         thread, desk = self._opened()
         return thread.do(bounded(call(desk), self._kind.timeout, what))
+
+    @property
+    def _guard(self) -> threading.Lock:
+        """This process's lock: a thread that held the parent's at a fork is not here to release it."""
+        if self._pid != os.getpid():
+            self._pid, self._lock = os.getpid(), threading.Lock()
+        return self._lock
 
     def _opened(self) -> tuple[LoopThread, Desk]:
         """The loop thread and the desk: made at the first call, and again in the child of a fork."""

@@ -12,13 +12,13 @@ import atexit
 import logging
 import os
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from orchestrator.errors import RolloutError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from backends.agentscope.desk import Desk
 
@@ -94,6 +94,7 @@ class LoopThread(threading.Thread):
 
     async def _serve(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        self._loop.set_default_executor(_Executor())
         self._began.set()
         await self._end.wait()
         async with asyncio.TaskGroup() as tasks:
@@ -119,6 +120,18 @@ class LoopThread(threading.Thread):
                     self._end.set()
                     if _state.thread is self:
                         _state.thread = None
+
+
+class _Executor(ThreadPoolExecutor):
+    """Helper threads, as long as there may be any: at the interpreter's end, what is left to do is done at once."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            done: Future[Any] = Future()
+            done.set_result(fn(*args, **kwargs))
+            return done
 
 
 class _State:

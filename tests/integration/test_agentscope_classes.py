@@ -326,6 +326,21 @@ def test_an_interrupt_ends_the_call_and_the_program() -> None:
     assert process.returncode == -signal.SIGINT
 
 
+def test_a_fork_in_the_middle_of_a_call(toy_box: TrainingSandbox) -> None:
+    """What another thread held at the fork is nobody's in the child."""
+    with toy_box._guard:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                toy_box.create_instance("toy", "toy_0")
+                status = 0
+                toy_box.close()
+            finally:
+                os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 ENDINGS = {
     "falls off its end": ("", 0),
     "raises": ("raise KeyError('mine')", 1),
@@ -353,6 +368,37 @@ def test_a_program_that_does_not_close_leaves_nothing(ending: str) -> None:
     assert "Error" not in done.stderr.replace("KeyError", "")
     left = sweep()  # what a kill leaves goes with the next start
     assert bool(left) == (ending == "is killed")
+
+
+IN_CONTAINERS = """
+import sys
+from dataclasses import replace
+from backends.agentscope import TrainingSandbox, host
+from backends.environments.catalog import find
+host.find = lambda name: replace(find(name), runs_code=True)
+assert type(host.choose(host.find("toy"))).__name__ == "DockerBackend"
+box = TrainingSandbox(box_type="toy")
+box.create_instance("toy", "toy_0", "one")
+print(box.step("one", "add 1")["state"][0]["content"])
+"""
+
+
+@pytest.mark.parametrize("ending", ["", "box.close()", "sys.exit(3)"])
+@pytest.mark.usefixtures("containers")
+def test_where_code_runs_there_are_containers_and_none_is_left(ending: str) -> None:
+    program = IN_CONTAINERS + ending
+    environment = {name: value for name, value in os.environ.items() if name != "ROLLOUT_UNSAFE_LOCAL"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=environment,
+    )
+    assert done.stdout == "total 1\n"
+    assert done.stderr == ""
+    assert done.returncode == (3 if ending == "sys.exit(3)" else 0)
 
 
 async def test_the_async_form() -> None:
