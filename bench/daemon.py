@@ -85,7 +85,9 @@ class PrivateDaemon:
             if time.monotonic() > ends:
                 raise RunFailed("the private daemon does not end")
             time.sleep(_POLL_S)
-        self._pid_file.unlink(missing_ok=True)
+        # A killed one leaves both behind: the next would take whoever has such a number by then for its containerd.
+        for file in (self._pid_file, self._folder / "exec" / "containerd" / "containerd.pid"):
+            file.unlink(missing_ok=True)
 
     def end(self) -> None:
         """Remove all that it has left."""

@@ -134,13 +134,9 @@ async def measure(*, out: str, fault: str, episodes: int, strikes: int, seed: in
         step_timeout_s=STEP_S,
         listener=events.append,
     ) as orch:
-        striking = asyncio.create_task(striker.go(), name="strikes")
-        summary = await orch.run(episodes=episodes)
-        if not striking.done():
-            striking.cancel()
-        await asyncio.wait({striking})
-        if not striking.cancelled():
-            striking.result()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(striker.go(), name="strikes")
+            summary = await orch.run(episodes=episodes)
         oom_kills = backend.statistics().oom_kills
     losses = [event for event in events if isinstance(event, SandboxEnded)]
     return {

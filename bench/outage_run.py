@@ -37,20 +37,21 @@ async def measure(*, out: str, folder: str, data: str, episodes: int, restarts: 
     daemon = PrivateDaemon(Path(folder), Path(data))
     player = Player(episodes, restarts)
     recovered: list[float] = []
-    async with Orchestrator(
-        backend=DockerBackend(ENVIRONMENT, url=daemon.url),
-        policy=ScriptedPolicy(player.act, calls_model=True),
-        out=Path(out),
-        concurrency=CONCURRENCY,
-        sandboxes=SANDBOXES,
-        seed=seed,
-        max_turns=MAX_TURNS,
-        step_timeout_s=STEP_S,
-    ) as orch:
-        restarting = asyncio.create_task(_restart(orch, daemon, player, recovered), name="restarts")
+    async with (
+        Orchestrator(
+            backend=DockerBackend(ENVIRONMENT, url=daemon.url),
+            policy=ScriptedPolicy(player.act, calls_model=True),
+            out=Path(out),
+            concurrency=CONCURRENCY,
+            sandboxes=SANDBOXES,
+            seed=seed,
+            max_turns=MAX_TURNS,
+            step_timeout_s=STEP_S,
+        ) as orch,
+        asyncio.TaskGroup() as tasks,
+    ):
+        tasks.create_task(_restart(orch, daemon, player, recovered), name="restarts")
         summary = await orch.run(episodes=episodes)
-        await asyncio.wait({restarting})
-        restarting.result()
     return {
         "fault": "restart",
         "restarts": len(recovered),
