@@ -81,6 +81,8 @@ class Host:
             if not self._ready.done():
                 self._keeper.cancel()
             await asyncio.wait({self._keeper})
+            if not self._keeper.cancelled() and (error := self._keeper.exception()) is not None:
+                log.error("the sandboxes of %s did not end in order", self.place.environment, exc_info=error)
 
     @property
     def alive(self) -> bool:
@@ -115,6 +117,10 @@ class Host:
             if self._ready.done():
                 raise
             self._fail(error)
+        except OSError as error:
+            if self._ready.done():
+                raise
+            self._fail(RunFailed(f"the sandboxes of {self.place.environment} cannot be started: {error}"))
         finally:
             if not self._ready.done():
                 self._fail(RunFailed(f"the sandboxes of {self.place.environment} were not started"))

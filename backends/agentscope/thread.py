@@ -15,7 +15,7 @@ import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from orchestrator.errors import RolloutError, UsageError
+from orchestrator.errors import RolloutError, RunFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -43,13 +43,16 @@ class LoopThread(threading.Thread):
 
     @classmethod
     def take(cls, desk: Desk) -> LoopThread:
-        """The process's loop thread, with the desk on it; started where there is none."""
+        """The process's loop thread, with the desk on it; started where there is none. Raises RunFailed."""
         with _state.lock:
             thread = _state.thread
             if thread is None:
-                thread = _state.thread = cls()
+                thread = cls()
                 thread.start()
                 thread._began.wait()
+                if thread._loop is None:
+                    raise RunFailed("an event loop for boxes could not be started; see the error of its thread")
+                _state.thread = thread
             thread._desks.add(desk)
             return thread
 
@@ -90,7 +93,10 @@ class LoopThread(threading.Thread):
 
     def run(self) -> None:
         """The thread itself."""
-        asyncio.run(self._serve())
+        try:
+            asyncio.run(self._serve())
+        finally:
+            self._began.set()
 
     async def _serve(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
