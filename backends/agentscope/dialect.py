@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Message = dict[str, Any]
 
-_OPEN: Final = "<tool_call>"
+OPEN: Final = "<tool_call>"
 _CLOSE: Final = "</tool_call>"
 _THOUGHT: Final = "<think>"
 _THOUGHT_ENDS: Final = "</think>"
@@ -50,7 +50,7 @@ def called(message: Mapping[str, Any]) -> Message | None:
     text = message.get("content")
     if not isinstance(text, str) or message.get("tool_calls") or _THOUGHT in text or _THOUGHT_ENDS in text:
         return None  # what counts behind a thought is for the environment to say
-    before, *blocks = text.split(_OPEN)
+    before, *blocks = text.split(OPEN)
     calls, rest = [], [before]
     for number, block in enumerate(blocks):
         inside, closed, behind = block.partition(_CLOSE)

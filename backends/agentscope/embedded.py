@@ -38,12 +38,13 @@ MAX_NAME: Final = 128
 
 @dataclass(slots=True)
 class _Instance:
-    """One episode of the box. `tools` are those of its opening."""
+    """One episode of the box. `tools` are those of its opening; `turns` of the user have been followed by another."""
 
     environment: str
     episode: DrivenEpisode
     tools: list[Any]
     called: float
+    turns: int = 0
 
 
 class EmbeddedDesk:
@@ -225,6 +226,7 @@ class EmbeddedDesk:
         message, as_text = shapes.action(action)
         observation = await instance.episode.step(message)
         if not observation.done:
+            instance.turns += shapes.is_plain(action)
             return shapes.answer(observation, as_text=as_text)
         grade = await instance.episode.evaluate(params or None)  # the last reward is the grade, with its parameters
         return shapes.answer(observation, grade.reward, as_text=as_text)
@@ -235,7 +237,7 @@ class EmbeddedDesk:
         evaluation = await episode.evaluate(params or None)
         sparse = bool((params or {}).get("sparse"))
         return shapes.score(
-            instance.environment, episode.spec.task, evaluation, sparse=sparse, turns=episode.turns, done=episode.done
+            instance.environment, episode.spec.task, evaluation, sparse=sparse, turns=instance.turns, done=episode.done
         )
 
     def _release(self, name: object) -> bool:

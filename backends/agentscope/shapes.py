@@ -51,6 +51,15 @@ def action(message: object) -> tuple[bytes, bool]:
         raise UsageError(f"an action must be JSON: {error}") from None
 
 
+def is_plain(message: object) -> bool:
+    """Whether an assistant message calls nothing: in BFCL it ends the user's turn."""
+    if isinstance(message, dict):
+        if message.get("tool_calls"):
+            return False
+        message = message.get("content")
+    return dialect.OPEN not in str(message)
+
+
 def options(params: Mapping[str, Any] | None) -> dict[str, Any]:
     """The parameters of `create` as options of an episode. Raises UsageError where a client chooses files."""
     given = dict(params or {})
@@ -99,7 +108,7 @@ def answer(observation: Observation, reward: float | None = None, *, as_text: bo
 def score(
     environment: str, task: str, evaluation: Evaluation, *, sparse: bool, turns: int, done: bool
 ) -> float | dict[str, Any]:
-    """A grade: the reward, or BFCL's report. `turns` counts the actions so far."""
+    """A grade: the reward, or BFCL's report. `turns` counts the user's turns that were followed by another one."""
     if sparse or environment != REPORTING:
         return evaluation.reward
     details = orjson.loads(evaluation.details)

@@ -104,7 +104,7 @@ def test_bfcl_as_its_users_write_it(monkeypatch: pytest.MonkeyPatch) -> None:
     report = box.evaluate(instance, messages={}, params={})
     assert isinstance(report, dict)
     assert report["accuracy"] == report["correct_count"] == report["total_count"] == 1
-    assert (report["test_category"], report["completed"]) == ("multi_turn_base", True)
+    assert (report["test_category"], report["turn_count"], report["completed"]) == ("multi_turn_base", 3, True)
     assert box.release_instance(instance)
     assert not box.release_instance(instance)
     box.close()
