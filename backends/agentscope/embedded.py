@@ -38,11 +38,11 @@ MAX_NAME: Final = 128
 
 @dataclass(slots=True)
 class _Instance:
-    """One episode of the box. `tools` are those of its opening; `turns` of the user have been followed by another."""
+    """One episode of the box. `tools` are its opening's, as JSON; `turns` of the user have been followed by another."""
 
     environment: str
     episode: DrivenEpisode
-    tools: list[Any]
+    tools: bytes
     called: float
     turns: int = 0
 
@@ -90,7 +90,7 @@ class EmbeddedDesk:
             case "release_instance":
                 return self._release(given["instance_id"])
             case "get_instance_info":
-                return shapes.tools_text(self._instance(given["instance_id"]).tools)
+                return shapes.tools_text(orjson.loads(self._instance(given["instance_id"]).tools))
             case _:
                 return await self._tasks(given["env_type"], given["split"] or "train")
 
@@ -201,15 +201,16 @@ class EmbeddedDesk:
     async def _opened(self, name: str, task: str, episode: DrivenEpisode) -> dict[str, Any]:
         if episode.first is None:
             raise RunFailed("an opened episode has no observation")
-        body = episode.first.body
-        digest = shapes.tools_of(body)
-        tools = orjson.loads(episode.toolset(digest)) if digest is not None else []
-        state = dialect.opening(body, tools)
         reports = self._environment == shapes.REPORTING
         questions = shapes.questions(await episode.evaluate()) if reports else 1
         if self._closed:
             raise UsageError("the box was closed while the instance was created")
-        self._instances[name] = _Instance(self._environment, episode, tools, asyncio.get_running_loop().time())
+        body = episode.first.body
+        digest = shapes.tools_of(body)
+        toolset = episode.toolset(digest) if digest is not None else b"[]"
+        tools = orjson.loads(toolset)
+        state = dialect.opening(body, tools)
+        self._instances[name] = _Instance(self._environment, episode, toolset, asyncio.get_running_loop().time())
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep(), name=f"sleep-{self._id}")
         return {"state": state, "info": shapes.info(self._environment, name, task, len(tools), questions)}
