@@ -64,7 +64,8 @@ class Orchestration:
         """What there is of it. Blocks."""
         networks = _labelled("network", "ls", name="Name", pid=self.process.pid)
         folders = {str(path) for path in self.temporary.iterdir()}
-        return sorted(self.containers() | networks | folders | _heirs(self.temporary, self.process.pid))
+        processes = {f"process {pid}" for pid in heirs(self.temporary, self.process.pid)}
+        return sorted(self.containers() | networks | folders | processes)
 
 
 async def kill_owners(work: Path, kills: int, rng: Random, say: Say) -> Row:
@@ -177,8 +178,8 @@ def _labelled(*command: str, name: str, pid: int) -> set[str]:
     return {found for found, owner in pairs if owner.split(":")[1:2] == [str(pid)]}
 
 
-def _heirs(temporary: Path, owner: int) -> set[str]:
-    """Processes that inherited a temporary directory, but for the owner itself."""
+def heirs(temporary: Path, owner: int) -> set[int]:
+    """Numbers of the processes that inherited a temporary directory, but for the owner itself."""
     needle = f"TMPDIR={temporary}\0".encode()
     found = set()
     for entry in Path("/proc").glob("[0-9]*/environ"):
@@ -187,5 +188,5 @@ def _heirs(temporary: Path, owner: int) -> set[str]:
         except OSError:
             continue  # it has ended, or is not ours
         if inherited and entry.parent.name != str(owner):
-            found.add(f"process {entry.parent.name}")
+            found.add(int(entry.parent.name))
     return found

@@ -79,8 +79,8 @@ class LocalBackend:
         self.limits = SandboxLimits()
         if self.spec.runs_code and not (unsafe or os.environ.get(UNSAFE_VARIABLE) == "1"):
             raise Unavailable(
-                f"{environment} runs the agent's code, and the local backend walls nothing off: use containers, or "
-                f"accept the risk with --unsafe-local or {UNSAFE_VARIABLE}=1"
+                f"{environment} runs the agent's code, and the local backend walls nothing off: use containers "
+                f"(--backend docker), or accept the risk with --unsafe-local or {UNSAFE_VARIABLE}=1"
             )
         if self.spec.isolation != "shared":
             raise Unavailable(f"{environment} needs isolation {self.spec.isolation!r}, which no backend offers yet")

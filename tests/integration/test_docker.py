@@ -13,22 +13,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from containers import docker, inside, mine
+from containers import mine
 from runs import Counted, counting, equal, play
 
 from backends.sandboxes.docker import DockerBackend
 from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.docker.owners import RUN
+from backends.sandboxes.docker.port import Engine
 from backends.sandboxes.local import LocalBackend
 from backends.sandboxes.private import PREFIX
+from bench.owners_killed import heirs
+from bench.strikes import FAULTS, docker, inside
+from orchestrator.cli.config import Docker, load
 from orchestrator.errors import SandboxError, Unavailable
 from orchestrator.testing import BACKEND_CHECKS, FAULT_CHECKS, run_check
 from orchestrator.testing.harness import entered
-from orchestrator.testing.leaks import children, processes
+from orchestrator.testing.harness import play as exchange
+from orchestrator.testing.leaks import children
 from policies.agents.replay import ReplayPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from bench.daemon import PrivateDaemon
 
 pytestmark = pytest.mark.usefixtures("containers")
 WAIT_S = 30.0
@@ -151,10 +158,61 @@ async def test_a_bound_may_be_lifted_by_name() -> None:
         assert "size=8m" in host["Tmpfs"]["/tmp"]
 
 
-async def test_an_image_that_cannot_start_is_told() -> None:
-    async with entered(lambda: DockerBackend("toy", hardening=Hardening(runtime="no-such-runtime"))) as backend:
-        with pytest.raises(SandboxError, match="no-such-runtime"):
+async def test_a_container_that_cannot_start_is_told() -> None:
+    async with entered(lambda: DockerBackend("toy", hardening=Hardening(network="no-such-network"))) as backend:
+        with pytest.raises(SandboxError, match="no-such-network"):
             await backend.create()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "says"),
+    [
+        ("no-such-runtime", r"no runtime 'no-such-runtime' \(it has .*runc.*daemon\.json"),
+        ("runsc", "install gVisor .*`runsc install`"),
+    ],
+)
+async def test_a_runtime_that_is_not_there(runtime: str, says: str) -> None:
+    async with await Engine.connect() as engine:
+        if runtime in (await engine.info())["Runtimes"]:
+            pytest.skip(f"{runtime} is there")
+    with pytest.raises(Unavailable, match=says):
+        async with DockerBackend("toy", hardening=Hardening(runtime=runtime)):
+            pass
+
+
+async def test_a_runtime_that_is_there() -> None:
+    async with entered(lambda: DockerBackend("toy", hardening=Hardening(runtime="runc"))) as backend:
+        await exchange(await backend.create(), "toy_1", seed=1)
+
+
+def test_items_are_switched_by_name_on_the_command_line(tmp_path: Path) -> None:
+    arguments = ["--env", "toy", "--backend", "docker", "--episodes", "2", "--sandboxes", "1", "--out", "run", "--json"]
+    switched = ["user=1000:1000", "memory_mb=300", "read_only=false", "egress=example.org:443,files.example.org:443"]
+    for item in switched:
+        arguments += ["--hardening", item]
+    done = subprocess.run([*ROLLOUT, "collect", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    stored = load(None, {"env": "toy", "backend": "docker", "hardening": tuple(switched)}).backend
+    assert stored == Docker(
+        kind="docker",
+        hardening=Hardening(
+            user="1000:1000", memory_mb=300, read_only=False, egress=("example.org:443", "files.example.org:443")
+        ),
+    )
+
+
+async def test_what_the_statistics_say() -> None:
+    backend = DockerBackend("toy")
+    async with entered(lambda: backend):
+        sandbox = await backend.create()
+        await exchange(sandbox, "toy_1", seed=1)
+        found = backend.statistics()
+        assert (found.containers, found.left, found.started) == (1, 0, 1)
+        assert 5 << 20 < found.memory_bytes < 200 << 20
+        assert found.cpu_seconds > 0.05
+        assert (found.oom_kills, found.egress_refused) == (0, 0)
+        assert found.host.cores == os.cpu_count()
+        assert 0 < found.host.available_bytes < found.host.memory_bytes
 
 
 async def test_a_stale_image_is_noticed() -> None:
@@ -199,6 +257,35 @@ def test_the_benchmark(tmp_path: Path) -> None:
     assert (tmp_path / "bench-results" / "docker.png").is_file()
 
 
+def test_the_benchmark_of_faults(tmp_path: Path) -> None:
+    command = [*ROLLOUT, "bench", "docker-faults", "--episodes", "20", "--kills", "2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=115, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["episodes_right"] == found["episodes"] == 140
+    assert found["strikes"] == dict.fromkeys(FAULTS, 2)
+    assert set(found["detection_max_s"]) == {"kill", "oom", "pause", "hang"}
+    assert max(found["detection_max_s"].values()) < 5
+    for name in ("untrue_causes", "infra_rewards", "duplicates", "repeated_calls", "left_after_30s"):
+        assert found[name] == 0
+    assert (found["owners_killed"], found["other_owner_hurt"]) == (1, 0)
+    assert 0 < found["restart_recovery_s"] < 10
+    assert (tmp_path / "bench-results" / "docker-faults.png").is_file()
+
+
+def test_an_empty_daemon_needs_no_other_command(empty_daemon: PrivateDaemon, tmp_path: Path) -> None:
+    """The base image is made from this Python, the environment's is built on it, and said so."""
+    command = [*ROLLOUT, "collect", "--env", "toy", "--backend", "docker", "--episodes", "4", "--out", "run", "--json"]
+    environ = os.environ | {"DOCKER_HOST": empty_daemon.url}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["reward_one"] == 4
+    assert "built rollout-toy:" in done.stderr
+    images = docker("images", "--format", "{{.Repository}}", host=empty_daemon.url)
+    assert {"rollout-toy", "rollout-base"} <= set(images.split())
+    assert docker("ps", "-aq", host=empty_daemon.url) == ""
+
+
 class TestKilled:
     """kill -9 of an orchestrator that nobody restarts: nothing of it is left, nothing of anybody else is touched."""
 
@@ -217,7 +304,7 @@ class TestKilled:
         killed.kill()
         killed.wait()
         assert runs.left(theirs) == []
-        assert set(mine()) >= others
+        assert runs.containers() >= others
         assert other.poll() is None, "a run of another live owner is untouched"
 
     def test_a_dead_reaper_is_made_up_for(self, runs: Runs) -> None:
@@ -228,12 +315,12 @@ class TestKilled:
         os.kill(reaper, signal.SIGKILL)
         killed.kill()
         killed.wait()
-        assert set(mine()) >= left
+        assert runs.containers() >= left
         shown = subprocess.run([*ROLLOUT, "reap", "--dry-run"], capture_output=True, text=True, check=True).stdout
         assert all(f"would remove {name}" in shown for name in left)
         done = subprocess.run([*ROLLOUT, "reap"], capture_output=True, text=True, check=True).stdout
         assert all(f"removed {name}" in done for name in left)
-        assert not left & set(mine())
+        assert not left & runs.containers()
 
     def test_the_next_run_clears_what_is_left(self, runs: Runs) -> None:
         killed = runs.start("killed")
@@ -245,9 +332,9 @@ class TestKilled:
         killed.wait()
         runs.start("next")
         ends = time.monotonic() + WAIT_S
-        while left & set(mine()) and time.monotonic() < ends:
+        while left & runs.containers() and time.monotonic() < ends:
             time.sleep(0.1)
-        assert not left & set(mine())
+        assert not left & runs.containers()
 
     def test_a_killed_reaper_is_replaced(self, runs: Runs) -> None:
         run = runs.start("run")
@@ -290,9 +377,14 @@ class Runs:
         return process
 
     def all(self) -> set[str]:
-        """Containers, private folders and reapers of anybody's."""
-        reapers = {str(process.pid) for process in processes() if "docker.reaper" in process.command}
-        return {*mine(), *map(str, self._private.glob(f"{PREFIX}*")), *reapers}
+        """Containers, private folders, and processes that inherited the folder of folders: the reapers."""
+        heirs_ = {f"process {pid}" for pid in heirs(self._private, os.getpid())}
+        runs = {f"process {process.pid}" for process in self._started if process.poll() is None}
+        return {*self.containers(), *map(str, self._private.glob(f"{PREFIX}*")), *(heirs_ - runs)}
+
+    def containers(self) -> set[str]:
+        """Containers of this process, of its runs, and of nobody."""
+        return set(mine(*(process.pid for process in self._started)))
 
     def left(self, others: set[str]) -> list[str]:
         """What there is besides `others`, once 30 s have passed or there is nothing."""
@@ -304,7 +396,7 @@ class Runs:
     def wait_for_containers(self, count: int) -> set[str]:
         """The first containers of runs that this object has started."""
         ends = time.monotonic() + WAIT_S
-        while len(found := set(mine()) - self._before) < count:
+        while len(found := self.containers() - self._before) < count:
             assert time.monotonic() < ends, f"only {found}"
             time.sleep(0.1)
         return found

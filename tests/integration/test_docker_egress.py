@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from containers import docker, inside
 
 from backends.sandboxes.docker import DockerBackend
 from backends.sandboxes.docker.hardening import Hardening
+from bench.strikes import docker, inside
 from orchestrator.errors import UsageError
 from orchestrator.testing.harness import entered, play
 

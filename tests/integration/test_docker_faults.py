@@ -13,14 +13,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from containers import Faults, child_oom, fill_disk, hang, inside, kill, oom, pause
-from runs import Counted, counting, play
+from containers import Faults
+from runs import Counted, counting, play, until
 
 from backends.sandboxes.docker import DockerBackend
 from backends.sandboxes.docker import backend as module
-from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.docker.port import Engine, EngineTimeout
+from bench.strikes import SMALL, child_oom, fill_disk, hang, inside, kill, oom, pause
 from orchestrator.errors import RunFailed, SandboxError
+from orchestrator.pool import Pool
 from orchestrator.testing.harness import entered, spec, until_lost
 from orchestrator.testing.harness import play as exchange
 from orchestrator.testing.leaks import children
@@ -30,20 +31,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from containers import PrivateDaemon
-
+    from backends.sandboxes.docker.container import Container
+    from bench.daemon import PrivateDaemon
     from orchestrator.protocols import Sandbox
 
 pytestmark = pytest.mark.usefixtures("containers")
 
 EPISODES = 500
 STEP_S = 1.0
-SMALL = Hardening(memory_mb=128, tmp_mb=256)
-"""Where files in memory reach the bound of memory before their own."""
 
 
 async def run_under(
-    strike: Callable[[str, int], object], tmp_path: Path, *, times: int, every_s: float, **more: Any
+    strike: Callable[[Container], float], tmp_path: Path, *, times: int, every_s: float, **more: Any
 ) -> Any:
     """A run of 500 episodes on 3 containers, hit again and again: what it came to, and the faults."""
     backend = DockerBackend("toy", **more)
@@ -70,7 +69,7 @@ async def run_under(
     ids=["kill", "pause", "hang", "oom"],
 )
 async def test_a_fault_that_ends_containers(
-    strike: Callable[[str, int], object], kind: FailureKind, says: str, more: dict[str, Any], tmp_path: Path
+    strike: Callable[[Container], float], kind: FailureKind, says: str, more: dict[str, Any], tmp_path: Path
 ) -> None:
     played, faults = await run_under(strike, tmp_path, times=3, every_s=0.7, **more)
     assert faults.hits
@@ -85,7 +84,7 @@ async def test_a_fault_that_ends_containers(
     ("strike", "more"), [(child_oom, {"hardening": SMALL}), (fill_disk, {})], ids=["child", "disk"]
 )
 async def test_a_fault_that_the_server_survives(
-    strike: Callable[[str, int], object], more: dict[str, Any], tmp_path: Path
+    strike: Callable[[Container], float], more: dict[str, Any], tmp_path: Path
 ) -> None:
     played, faults = await run_under(strike, tmp_path, times=3, every_s=0.7, **more)
     assert len(faults.hits) == 3
@@ -98,12 +97,12 @@ async def test_a_fault_that_the_server_survives(
 @pytest.mark.parametrize(
     ("strike", "within_s"), [(kill, 1.0), (pause, 3.0), (hang, 3.0)], ids=["kill", "pause", "hang"]
 )
-async def test_how_soon_it_is_noticed(strike: Callable[[str, int], object], within_s: float) -> None:
+async def test_how_soon_it_is_noticed(strike: Callable[[Container], float], within_s: float) -> None:
     """The kit's calls may make no progress for two seconds: that and one more is the bound; a death needs one."""
     async with entered(lambda: DockerBackend("toy")) as backend:
         sandbox = await backend.create()
         step = await _waiting_step(sandbox)
-        await asyncio.to_thread(strike, sandbox.id, sandbox.statistics().pid)
+        await asyncio.to_thread(strike, container(backend, sandbox))
         began = time.monotonic()
         await until_lost(sandbox)
         assert time.monotonic() - began < within_s
@@ -111,19 +110,40 @@ async def test_how_soon_it_is_noticed(strike: Callable[[str, int], object], with
         assert isinstance(step.exception(), SandboxError)
 
 
+@pytest.mark.parametrize("strike", [pause, hang])
+async def test_a_ready_one_that_hangs_is_found_out_before_anybody_is_given_it(
+    strike: Callable[[Container], float],
+) -> None:
+    backend = DockerBackend("toy", per_episode=True)
+    async with entered(lambda: backend), Pool(backend, 1, lambda event: None) as pool:
+
+        async def one_is_ready() -> bool:
+            return bool(pool.statistics().live)
+
+        await until(one_is_ready, "a sandbox to be ready")
+        [ready] = backend.containers()
+        assert ready.sandbox is not None
+        began = await asyncio.to_thread(strike, ready)
+        await asyncio.wait({ready.sandbox.lost}, timeout=10)
+        assert time.monotonic() - began < 2.0 + 1.0, "the deadline of a call, and one second"
+        lease = await pool.lease()
+        assert lease.sandbox.id != ready.id
+        lease.release()
+
+
 async def test_a_full_memory_is_told_from_a_kill() -> None:
     async with entered(lambda: DockerBackend("toy", hardening=SMALL)) as backend:
         full, killed = await backend.create(), await backend.create()
-        await asyncio.to_thread(oom, full.id, 0)
+        await asyncio.to_thread(oom, container(backend, full))
         assert "128 MiB" in (await until_lost(full)).message
-        await asyncio.to_thread(kill, killed.id, 0)
+        await asyncio.to_thread(kill, container(backend, killed))
         assert "SIGKILL" in (await until_lost(killed)).message
 
 
 async def test_a_full_disk_is_bounded_and_harms_nobody() -> None:
     async with entered(lambda: DockerBackend("toy")) as backend:
         sandbox = await backend.create()
-        await asyncio.to_thread(fill_disk, sandbox.id, 0)
+        await asyncio.to_thread(fill_disk, container(backend, sandbox))
         size = await asyncio.to_thread(inside, sandbox.id, "import os; print(os.stat('/tmp/ballast').st_size)")
         assert 60 << 20 < int(size) <= 64 << 20
         await exchange(sandbox, "toy_1", seed=1)
@@ -251,6 +271,12 @@ class TestDaemon:
             tmp_path / "run", policy, backend=DockerBackend("toy", url=private_daemon.url), resume=True, **common
         )
         assert played.summary.outcomes == {"completed": 100}
+
+
+def container(backend: Any, sandbox: Sandbox) -> Container:
+    """The container behind a sandbox."""
+    found: Container = next(one for one in backend.containers() if one.id == sandbox.id)
+    return found
 
 
 async def _waiting_step(sandbox: Sandbox) -> asyncio.Task[Any]:

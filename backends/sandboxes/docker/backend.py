@@ -24,9 +24,10 @@ from backends.sandboxes.docker.images import ensure
 from backends.sandboxes.docker.owners import BACKEND, RUN, clear_strays, owner_labels
 from backends.sandboxes.docker.port import Engine, EngineError, EngineGone
 from backends.sandboxes.docker.reaping import Reaper
+from backends.sandboxes.docker.usage import HostUsage, host_usage
 from backends.sandboxes.listener import Listener
 from backends.server.wire import MAX_BODY
-from orchestrator.errors import SandboxError, UsageError
+from orchestrator.errors import SandboxError, Unavailable, UsageError
 from orchestrator.protocols import SandboxLimits
 from orchestrator.types import Failure, FailureKind, RunId, SandboxId
 
@@ -48,18 +49,23 @@ RETRY_S: Final = 30.0
 """Between two tries to remove what is left; also how long one try may take."""
 LEAVE_S: Final = 10.0
 """How long leaving the backend waits for removals."""
+_INSTALL: Final = {"runsc": "install gVisor (https://gvisor.dev/docs/user_guide/install), run `runsc install`"}
 
 log = logging.getLogger(__name__)
 
 
 class DockerStatistics(NamedTuple):
-    """Containers registered, of which `left` could not be removed yet; their memory; kills for memory inside them."""
+    """Containers registered, of which `left` could not be removed yet; what they use and how many of their processes
+    were killed for memory; refused ways out; and how the machine stands."""
 
     containers: int
     left: int
     started: int
     memory_bytes: int
+    cpu_seconds: float
     oom_kills: int
+    egress_refused: int
+    host: HostUsage
 
 
 class DockerBackend:
@@ -104,6 +110,7 @@ class DockerBackend:
         """What could not be removed, and when to try again."""
         self._dead_cpu = 0.0
         self._dead_oom_kills = 0
+        self._dead_refused = 0
         self._listener = Listener()
         self._starts = asyncio.Semaphore(STARTS_A_CORE * (os.cpu_count() or 1))
         self._stack = AsyncExitStack()
@@ -123,10 +130,12 @@ class DockerBackend:
         self._limit_s = call_limit_s
 
     async def __aenter__(self) -> Self:
-        """Raises Unavailable where there is no daemon on this machine, or no image can be had; EngineError."""
+        """Raises Unavailable where there is no daemon on this machine, it lacks the runtime that was asked for, or no
+        image can be had; EngineError."""
         async with AsyncExitStack() as stack:
             self._engine = await stack.enter_async_context(await Engine.connect(self._url))
             stack.callback(self._forget_engine)
+            await self._check_runtime(self._engine)
             self._blueprint = await self._draw(self._engine)
             await clear_strays(self._engine)
             await stack.enter_async_context(self._listener)
@@ -187,14 +196,17 @@ class DockerBackend:
         return list(self._containers.values())
 
     def statistics(self) -> DockerStatistics:
-        """Counts, and what the containers use now; reads a few small files for each."""
-        usages = [container.usage for container in self._containers.values()]
+        """Counts, and what the containers and the machine use now; reads a few small files for each."""
+        containers = self._containers.values()
         return DockerStatistics(
-            containers=len(usages),
+            containers=len(containers),
             left=len(self._left),
             started=self._count,
-            memory_bytes=sum(usage.memory_bytes() for usage in usages),
-            oom_kills=self._dead_oom_kills + sum(usage.oom_kills() for usage in usages),
+            memory_bytes=sum(container.usage.memory_bytes() for container in containers),
+            cpu_seconds=self.cpu_seconds(),
+            oom_kills=self._dead_oom_kills + sum(container.usage.oom_kills() for container in containers),
+            egress_refused=self._dead_refused + sum(container.refused for container in containers),
+            host=host_usage(),
         )
 
     def __repr__(self) -> str:
@@ -223,6 +235,7 @@ class DockerBackend:
         if (container := self._containers.pop(name, None)) is not None:
             self._dead_cpu += container.usage.cpu_seconds()
             self._dead_oom_kills += container.usage.oom_kills()
+            self._dead_refused += container.refused
 
     async def _look(self) -> None:
         """Now and then: what containers use, before they end; what is left; and whether the reaper lives."""
@@ -281,6 +294,17 @@ class DockerBackend:
             max_body=self._max_body,
             allowed=self._allowed,
         )
+
+    async def _check_runtime(self, engine: Engine) -> None:
+        """Before anything is built: a runtime that the daemon does not know fails every start."""
+        wanted = self._hardening.runtime
+        known = sorted((await engine.info())["Runtimes"]) if wanted else []
+        if wanted and wanted not in known:
+            how = _INSTALL.get(wanted, "install it, name it under `runtimes` in the daemon's daemon.json")
+            raise Unavailable(
+                f"the Docker daemon has no runtime {wanted!r} (it has {', '.join(known)}): {how} and restart the "
+                "daemon, or leave the item `runtime` out"
+            )
 
     async def _start_reaper(self, engine: Engine) -> Reaper:
         output = Path(os.devnull) if self._logs is None else self._logs / "reaper.log"

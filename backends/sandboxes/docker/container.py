@@ -182,6 +182,11 @@ class Container:
         error = self._made.result() if self._made is not None and self._made.done() else None
         return isinstance(error, OSError) or (isinstance(error, EngineGone) and not error.asked)
 
+    @property
+    def refused(self) -> int:
+        """How many connections its proxy has refused."""
+        return 0 if self._proxy is None else self._proxy.refused
+
     async def let_go(self) -> None:
         """Close all that leads to it; its standard input ends. Idempotent."""
         if self._made is not None:

@@ -6,11 +6,27 @@ Works with both versions of control groups, on the machine that the container ru
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PROC: Final = Path("/proc")
+
+
+class HostUsage(NamedTuple):
+    """How the machine stands: runnable processes over the last minute, cores, memory in all and what can be had."""
+
+    load: float
+    cores: int
+    memory_bytes: int
+    available_bytes: int
+
+
+def host_usage() -> HostUsage:
+    """Look at the machine; two small files."""
+    total, available = (_field(_PROC, "meminfo", name) << 10 for name in ("MemTotal:", "MemAvailable:"))
+    return HostUsage(os.getloadavg()[0], os.cpu_count() or 1, total, available)
 
 
 class Usage:
