@@ -1,11 +1,12 @@
 """The catalogue: which environments there are, what each needs, and where its files and its interpreter lie.
 
-An environment is a folder `backends/environments/NAME` with an `environment.toml` beside its `inside.py`. Its digest
-is the content of every file that runs inside its sandboxes (its folder and `backends/server`) and its requirements:
+An environment is a folder with an `environment.toml` beside its `inside.py`: `backends/environments/NAME`, or a package
+of somebody else's that is named by an entry point of the group `rollout.environments`. Its digest is the content of
+every file that runs inside its sandboxes (its folder and `backends/server`), its requirements and its registered data:
 two runs with the same digest, seed and actions see the same bytes. Nothing here imports an environment's code.
 
-What is built from it lies under `home()`: `envs/` (a venv for each set of requirements) and `stage/` (the staged
-sources by digest, complete as soon as they are visible).
+What is built from it lies under `home()`: `envs/` (a venv for each set of requirements), `stage/` (the staged sources
+by digest, complete as soon as they are visible) and `data/`.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from backends.environments.data import digest_of, registered
+from backends.environments.discovery import BUILT_IN, DECLARATION, FOLDER, places
 from orchestrator.errors import Unavailable, UsageError
 from orchestrator.names import unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FOLDER: Final = Path(__file__).parent
-"""Where the environments of the project lie."""
-DECLARATION: Final = "environment.toml"
 ISOLATIONS: Final = ("shared", "process")
 
 _BACKENDS = FOLDER.parent
 _TEXTS = {"name": str, "description": str, "licence": str, "isolation": str, "deterministic": bool, "runs_code": bool}
-_LISTS = ("requirements", "requirements_no_deps", "egress")
+_LISTS = ("requirements", "requirements_no_deps", "egress", "data_files")
+_DATA = "data"
 _RESOURCES = "resources"
 
 
@@ -77,6 +78,17 @@ class EnvironmentSpec:
     resources: Resources = Resources()
     egress: tuple[str, ...] = ()
     """Destinations (`HOST:PORT`) that its sandboxes may reach, where the backend walls them off."""
+    data: str = ""
+    """What data it takes and where that is to be had, for people; empty for one that takes none."""
+    data_files: tuple[str, ...] = ()
+    """The files that its data must have, below their folder; none named: any."""
+    source: str = BUILT_IN
+    """Who brings it: the project, or another distribution."""
+
+    @property
+    def data_folder(self) -> Path | None:
+        """Its registered data, if there is any (`rollout env data`)."""
+        return registered(home() / "data", self.name) if self.data else None
 
     @property
     def digest(self) -> str:
@@ -111,26 +123,26 @@ class EnvironmentSpec:
 
 
 def names() -> list[str]:
-    """All environments, sorted."""
-    return sorted(path.parent.name for path in FOLDER.glob(f"*/{DECLARATION}"))
+    """All environments, sorted. Raises UsageError where an installed package brings one that cannot be."""
+    return list(places())
 
 
 def find(name: str) -> EnvironmentSpec:
     """The environment called `name`. Raises UnknownName with the known names, UsageError for a bad declaration."""
-    known = names()
+    known = places()
     if name not in known:
-        raise unknown("environment", name, known)
-    return read(FOLDER / name)
+        raise unknown("environment", name, list(known))
+    return read(known[name].folder(), name=name, source=known[name].source)
 
 
-def read(folder: Path) -> EnvironmentSpec:
+def read(folder: Path, *, name: str | None = None, source: str = BUILT_IN) -> EnvironmentSpec:
     """Read a folder's declaration. Raises UsageError that names the file and the key."""
     path = folder / DECLARATION
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: {error}") from None
-    known = [*_TEXTS, *_LISTS, _RESOURCES]
+    known = [*_TEXTS, *_LISTS, _DATA, _RESOURCES]
     if unexpected := sorted(table.keys() - set(known)):
         raise UsageError(f"{path}: unknown key {unexpected[0]!r}; known: {', '.join(known)}")
     for key, kind in _TEXTS.items():
@@ -140,12 +152,16 @@ def read(folder: Path) -> EnvironmentSpec:
     for key, value in lists.items():
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UsageError(f"{path}: {key!r} must be a list of strings")
-    if table["name"] != folder.name:
-        raise UsageError(f"{path}: 'name' must be the folder's name, {folder.name!r}")
+    if table["name"] != (name or folder.name):
+        what = "the folder's name" if name is None else "its entry point's name"
+        raise UsageError(f"{path}: 'name' must be {what}, {name or folder.name!r}")
+    if not isinstance(data := table.get(_DATA, ""), str):
+        raise UsageError(f"{path}: 'data' must be a string that says what data it takes and where to get it")
     if table["isolation"] not in ISOLATIONS:
         raise UsageError(f"{path}: 'isolation' must be one of {', '.join(ISOLATIONS)}")
     values = {key: table[key] for key in _TEXTS} | {key: tuple(value) for key, value in lists.items()}
-    return EnvironmentSpec(folder=folder, resources=_resources(path, table.get(_RESOURCES, {})), **values)
+    resources = _resources(path, table.get(_RESOURCES, {}))
+    return EnvironmentSpec(folder=folder, resources=resources, data=data, source=source, **values)
 
 
 def _resources(path: Path, table: object) -> Resources:
@@ -213,6 +229,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _digest(spec: EnvironmentSpec, sources: dict[str, bytes]) -> str:
     texts = [*spec.requirements, "--no-deps", *spec.requirements_no_deps]
+    if folder := spec.data_folder:
+        texts.append(digest_of(folder))
     return _hash(*texts, *(part for pair in sources.items() for part in pair))
 
 

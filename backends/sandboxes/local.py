@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 import orjson
 
 from backends.environments.catalog import find, stage
+from backends.environments.data import VARIABLE as DATA
 from backends.environments.install import install
 from backends.sandboxes.link import LinkedSandbox
 from backends.sandboxes.listener import Listener
@@ -96,6 +97,7 @@ class LocalBackend:
         self._stack = AsyncExitStack()
         self._tasks: asyncio.TaskGroup | None = None
         self._staged = Path()
+        self._data: Path | None = None
         self._interpreter = Path()
         self._dead_cpu_at_start = 0.0
         self._count = 0
@@ -112,6 +114,7 @@ class LocalBackend:
             await install(self.spec, progress=lambda line: None)
         self._interpreter = self.spec.interpreter()
         self._staged = stage(self.spec)
+        self._data = self.spec.data_folder
         self._dead_cpu_at_start = _waited_cpu()
         async with AsyncExitStack() as stack:
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -178,6 +181,7 @@ class LocalBackend:
             "TZ": "UTC",
             "PYTHONPATH": str(self._staged),
             "PYTHONHASHSEED": "0",  # the order of sets must not differ between servers: replay compares bytes
+            **({DATA: str(self._data)} if self._data else {}),
         }
         try:
             folder.mkdir()

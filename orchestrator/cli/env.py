@@ -1,5 +1,6 @@
-"""`rollout env`: the environments, and installing them."""
+"""`rollout env`: the environments, installing them, and registering the data that they cannot bring."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,10 +17,12 @@ def list_() -> None:
     from backends.environments.catalog import find, names
     from orchestrator.cli.output import results
 
-    table = Table("name", "installed", "licence", "description", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        "name", "installed", "source", "licence", "description", box=None, pad_edge=False, header_style="bold"
+    )
     for spec in map(find, names()):
         installed = "yes" if spec.installed else "no"
-        table.add_row(*map(Text, (spec.name, installed, spec.licence, spec.description)))
+        table.add_row(*map(Text, (spec.name, installed, spec.source, spec.licence, spec.description)))
     results().print(table)
 
 
@@ -38,3 +41,30 @@ def install(
 
     for spec in [find(name) for name in names]:
         asyncio.run(install_environment(spec, progress=say))
+
+
+@app.command("data")
+def data(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An environment, as `rollout env list` names it.")],
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Copy the data from here and use it from now on.")
+    ] = None,
+) -> None:
+    """Say what data an environment takes and has, or register some with --from."""
+    from backends.environments.catalog import find, home
+    from backends.environments.data import register
+    from orchestrator.cli.output import results, say
+    from orchestrator.errors import UsageError
+
+    spec = find(name)
+    if source is not None:
+        try:
+            register(spec, source.expanduser().absolute(), home() / "data", say)
+        except OSError as error:
+            raise UsageError(f"the data of {name!r} cannot be copied from {source}: {error}") from None
+        return
+    lines = [f"takes: {spec.data or 'no data; it brings all that it needs'}"]
+    if spec.data:
+        lines += [f"files: {', '.join(spec.data_files) or 'any'}", f"registered: {spec.data_folder or 'nothing yet'}"]
+    for line in lines:
+        results().print(line, soft_wrap=True, markup=False, highlight=False)

@@ -284,6 +284,7 @@ class DockerBackend:
         return Blueprint(
             spec=self.spec,
             digest=digest,
+            data=self.spec.data_folder,
             image=await ensure(engine, self.spec, self._image, self._progress),
             hardening=self._hardening,
             run=self._run,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from backends.environments.data import VARIABLE as DATA
 from backends.sandboxes.docker.death import describe
 from backends.sandboxes.docker.egress import AllowList
 from backends.sandboxes.docker.images import DIGEST, ENVIRONMENT
@@ -53,6 +54,7 @@ LOG_BYTES: Final = 1 << 20
 ADDRESS_SPACE_MB: Final = 4096
 _MOUNT: Final = "/run/rollout"
 _WAY_OUT: Final = "/run/rollout-egress"
+_DATA: Final = "/data"
 _NOWHERE: Final = AllowList()
 _OWN: Final = ("localhost", "127.0.0.1", "::1")
 """The container itself, unless the list means this machine by one of these."""
@@ -77,12 +79,15 @@ class Blueprint:
     max_body: int
     allowed: AllowList = _NOWHERE
     """Where its containers may connect to."""
+    data: Path | None = None
+    """The environment's registered data."""
 
     def config(self, folder: Path, way_out: Path | None = None) -> dict[str, Any]:
         """What the daemon is told: the body of the engine's call. `folder` holds the socket to dial, `way_out` that of
         the proxy where there is one."""
         host = self.hardening.host_config(self.spec.resources)
-        host["Mounts"] = [_mount(folder, _MOUNT), *([_mount(way_out, _WAY_OUT)] if way_out else [])]
+        mounts = {_MOUNT: folder, _WAY_OUT: way_out, _DATA: self.data}
+        host["Mounts"] = [_mount(source, target) for target, source in mounts.items() if source is not None]
         return {
             "Image": self.image,
             "Cmd": ["--run", self.run, *(["--with-solutions"] if self.with_solutions else [])],
@@ -95,6 +100,7 @@ class Blueprint:
                 "TZ=UTC",
                 "PYTHONHASHSEED=0",  # the order of sets must not differ between servers: replay compares bytes
                 *(_proxied(self.allowed) if way_out else ()),
+                *([f"{DATA}={_DATA}"] if self.data else ()),
             ],
             "Labels": {RUN: self.run, ENVIRONMENT: self.spec.name, DIGEST: self.digest, **self.owner},
             "AttachStdin": True,
