@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from backends.environments.catalog import find, home, stage
+from backends.environments.catalog import find, stage
 from backends.environments.install import install
 from bench.values import Report
 from orchestrator.errors import RunFailed
@@ -30,6 +30,7 @@ from orchestrator.errors import RunFailed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from backends.environments.catalog import EnvironmentSpec
     from bench.values import Row, Say, Sizes
 
 GOALS: Final = 2000
@@ -43,7 +44,7 @@ async def webshop(sizes: Sizes, work: Path, say: Say) -> Report:
     """Measure it. Raises Unavailable where WebShop cannot be installed, RunFailed where the measurement fails."""
     spec = find("webshop")
     python = await install(spec, progress=say)
-    source = await asyncio.to_thread(_catalogue)
+    source = await asyncio.to_thread(_catalogue, spec)
     say(f"catalogue: {source or 'the shipped one'}")
     staged = await asyncio.to_thread(stage, spec)
     row = await _measure(python, staged, source, sizes.episodes or GOALS, work)
@@ -57,9 +58,9 @@ async def webshop(sizes: Sizes, work: Path, say: Say) -> Report:
     return Report(result, [{"side": "step", "ms": steps}, {"side": "search", "ms": searches}], settings)
 
 
-def _catalogue() -> Path | None:
+def _catalogue(spec: EnvironmentSpec) -> Path | None:
     """Where the real products lie; None for the shipped ones."""
-    return next((folder for folder in (home() / "data" / "webshop", BESIDE) if folder.is_dir()), None)
+    return spec.data_folder or (BESIDE if BESIDE.is_dir() else None)
 
 
 async def _measure(python: Path, staged: Path, source: Path | None, goals: int, work: Path) -> Row:

@@ -36,7 +36,7 @@ def measured(work: Path, episodes: int) -> Report:
 
 
 def test_on_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webshop, "_catalogue", lambda: None)
+    monkeypatch.setattr(webshop, "_catalogue", lambda spec: None)
     report = measured(tmp_path, 30)
     assert report.settings == {"catalogue": "shipped", "goals": 30}
     assert (report.result["goals"], report.result["reward_one"]) == (30, 30)
@@ -46,7 +46,7 @@ def test_on_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_on_the_real_products(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webshop, "_catalogue", lambda: data)
+    monkeypatch.setattr(webshop, "_catalogue", lambda spec: data)
     result = measured(tmp_path, 60).result
     assert (result["products"], result["queries"], result["identical_top10"]) == (1000, 60, 60)
     assert (result["goals"], result["reward_one"]) == (60, 58)
@@ -54,6 +54,6 @@ def test_on_the_real_products(tmp_path: Path, data: Path, monkeypatch: pytest.Mo
 
 
 def test_a_broken_catalogue_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webshop, "_catalogue", lambda: tmp_path)
+    monkeypatch.setattr(webshop, "_catalogue", lambda spec: tmp_path)
     with pytest.raises(RunFailed, match=r"holds no items_ins_v2\.json or items_ins_v2_1000\.json"):
         measured(tmp_path, 5)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backends.environments.catalog import find
+from backends.environments.catalog import find, home
+from backends.environments.data import register
 from backends.sandboxes.local import LocalBackend
 from orchestrator import Orchestrator
 from orchestrator.testing import check_environment
@@ -35,3 +36,24 @@ async def test_replay_buys_everything(tmp_path: Path) -> None:
     ) as orch:
         summary = await orch.run(split="human", episodes=62)
     assert (summary.reward_one, summary.duplicates, summary.failures) == (62, 0, {})
+
+
+@pytest.fixture
+def registered(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real files, registered in a home of the test's own, which shares the installed packages."""
+    installed_in = home() / "envs"
+    monkeypatch.setenv("ROLLOUT_HOME", str(tmp_path))
+    (tmp_path / "envs").symlink_to(installed_in)
+    shipped = find("webshop").digest
+    register(find("webshop"), data, tmp_path / "data", lambda line: None)
+    assert find("webshop").digest != shipped
+
+
+@pytest.mark.usefixtures("registered")
+async def test_registered_products_are_sold(tmp_path: Path) -> None:
+    async with Orchestrator(
+        backend=LocalBackend("webshop"), policy=ReplayPolicy(), out=tmp_path / "run", concurrency=64, sandboxes=1
+    ) as orch:
+        summary = await orch.run(split="test", episodes=500)
+    assert (summary.outcomes, summary.failures) == ({"completed": 500}, {})
+    assert summary.reward_one == 480
