@@ -13,7 +13,7 @@ from orchestrator.cli import options
 
 
 def bench(
-    scenario: Annotated[str, typer.Argument(help="overhead, density, recovery, docker or docker-faults.")],
+    scenario: Annotated[str, typer.Argument(help="overhead, density, recovery, docker, docker-faults or webshop.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The JSON file (default bench-results/SCENARIO.json).")
     ] = None,
