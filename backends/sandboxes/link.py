@@ -186,6 +186,9 @@ class LinkedSandbox:
         batcher = self._batcher
         while True:
             await batcher.ready.wait()
+            # One turn more: replies come in several frames a turn apart, and what they lead to leaves together. Where
+            # the kernel runs this process as soon as there is a reply (beside containers it does), that halves frames.
+            await asyncio.sleep(0)
             try:
                 await socket.send_bytes(encode(*batcher.take()))
             except ConnectionError:
