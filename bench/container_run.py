@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 ENVIRONMENT: Final = "bfcl"
 TASK: Final = "multi_turn_base_0"
 ACTION: Final = b'{"role":"assistant","content":"Let me see."}'
+WARMING: Final = 8
+"""Leases from which the pool learns the pace; they are not counted."""
 PACE: Final = 0.5
 """Leases a second, as a part of the starts a second that this machine can do."""
 HOLD_S: Final = 1.0
@@ -41,7 +43,17 @@ async def measure(*, work: str, starts: int, leases: int, seed: int) -> Row:
     pace = PACE * many["starts_per_s"]
     async with _entered(per_episode=True) as backend:
         waits = await _leases(backend, leases, pace)
-    return {**cold, **many, "leases_s": waits, "pace_per_s": pace, "lease_p99_s": _p99(waits), "seed": seed}
+    warm = [seconds for seconds, ready in waits if ready]
+    return {
+        **cold,
+        **many,
+        "leases_s": [seconds for seconds, _ in waits],
+        "warm_leases_s": warm,
+        "pace_per_s": pace,
+        "lease_p99_s": _p99(warm if len(warm) > 1 else [seconds for seconds, _ in waits]),
+        "warm_share": len(warm) / len(waits),
+        "seed": seed,
+    }
 
 
 @asynccontextmanager
@@ -91,22 +103,23 @@ async def _many(backend: DockerBackend, count: int) -> dict[str, Any]:
     return {"starts_per_s": count / seconds, "mib_per_container": memory / count / 2**20, "starts": count}
 
 
-async def _leases(backend: DockerBackend, count: int, pace: float) -> list[float]:
-    """How long each lease takes, when they are asked for at a steady pace and held for a second."""
-    waits: list[float] = []
+async def _leases(backend: DockerBackend, count: int, pace: float) -> list[tuple[float, bool]]:
+    """How long each lease takes, and whether a sandbox was ready when it was asked for: at a steady pace, each held for
+    a second."""
+    waits: list[tuple[float, bool]] = []
     async with Pool(backend, 8, lambda event: None) as pool:
         (await pool.lease(opens=False)).release()
         async with asyncio.TaskGroup() as tasks:
-            for number in range(count):
+            for number in range(WARMING + count):
                 tasks.create_task(_lease(pool, waits), name=f"lease-{number}")
                 await asyncio.sleep(1 / pace)
-    return waits
+    return waits[WARMING:]
 
 
-async def _lease(pool: Pool, waits: list[float]) -> None:
-    began = time.perf_counter()
+async def _lease(pool: Pool, waits: list[tuple[float, bool]]) -> None:
+    ready, began = pool.ready > 0, time.perf_counter()
     lease = await pool.lease()
-    waits.append(time.perf_counter() - began)
+    waits.append((time.perf_counter() - began, ready))
     session, _ = await lease.sandbox.open(EpisodeSpec(TASK, 0, 30.0))
     await asyncio.sleep(HOLD_S)
     session.close()

@@ -7,7 +7,7 @@
 - `starts_per_s`: containers started at once, until all have dialled in. `mib_per_container`: what the control group of
   an idle one counts, when it has answered.
 - `warm_lease_p99_ms`: the wait for a lease, where each takes a fresh container, at half the pace that the machine can
-  start them.
+  start them, and one is ready; `warm_share`: how many of the leases found one ready.
 
 To falsify it: the two sides of a round must have made the same steps and earned every reward; every wait is in the
 rounds.
@@ -96,6 +96,7 @@ def _ratios(rounds: Sequence[Row]) -> dict[str, Any]:
 def _figures(row: Row) -> dict[str, Any]:
     return {
         "warm_lease_p99_ms": row["lease_p99_s"] * 1e3,
+        "warm_share": row["warm_share"],
         "cold_start_ratio": row["cold_start_ratio"],
         "starts_per_s": row["starts_per_s"],
         "mib_per_container": row["mib_per_container"],

@@ -154,6 +154,11 @@ class Pool:
         if self._fatal is not None:
             raise RunFailed(f"no sandbox can be started: {self._fatal.message}")
 
+    @property
+    def ready(self) -> int:
+        """Sandboxes that can be leased at once."""
+        return sum(place.tenancy is not None and place.tenancy.has_room for place in self._places)
+
     def sandboxes(self) -> Iterable[Sandbox]:
         """All live sandboxes, the quarantines' and the worn ones included."""
         return [tenancy.sandbox for tenancy in self._tenancies()]
@@ -240,7 +245,7 @@ class Pool:
 
     def _ready(self) -> int:
         """Sandboxes that can be leased now, or are starting."""
-        return self._starting + sum(p.tenancy is not None and p.tenancy.has_room for p in self._places)
+        return self._starting + self.ready
 
     async def _create(self) -> Sandbox:
         started = asyncio.get_running_loop().time()
