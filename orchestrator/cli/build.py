@@ -28,6 +28,7 @@ def orchestrator(config: RunConfig, out: Path, *, resume: bool, listener: Listen
         sandboxes=config.sandboxes,
         seed=config.seed,
         durability=config.durability,
+        options=config.env_option,
         max_turns=config.max_turns,
         step_timeout_s=config.step_timeout,
         episode_timeout_s=config.episode_timeout,

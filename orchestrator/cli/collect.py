@@ -23,6 +23,10 @@ def collect(
     env: Annotated[Text, _option(WHAT, "NAME", "The environment; see `rollout env list`.")] = None,
     split: Annotated[Text, _option(WHAT, "NAME", "A split, or its part NAME:train or NAME:val.")] = None,
     task_id: Annotated[list[str] | None, _option(WHAT, "ID", "Only this task; may be repeated.")] = None,
+    env_option: Annotated[
+        list[str] | None,
+        _option(WHAT, "KEY=VALUE", "An option of the environment, as in actions=true; may be repeated."),
+    ] = None,
     group_size: Annotated[Count, _option(WHAT, "N", "Samples of each task, released together (default 1).")] = None,
     episodes: Annotated[Count, _option(WHAT, "N", "Episodes in all (default: one group of each task).")] = None,
     seed: Annotated[Count, _option(WHAT, "N", "Decides every random choice (default 0).")] = None,

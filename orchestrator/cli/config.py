@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path  # noqa: TC003  pydantic evaluates the annotation
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from backends.sandboxes.docker.hardening import Hardening
@@ -75,6 +76,22 @@ class Local(Frozen):
     """Allow environments that run the agent's code, with nothing around them."""
 
 
+def _read_options(value: object) -> object:
+    """Options as the command line has them (`KEY=VALUE`, a value being JSON, or text where it is none), or a mapping."""
+    if not isinstance(value, list | tuple):
+        return value
+    read: dict[str, object] = {}
+    for word in value:
+        key, sign, text = str(word).partition("=")
+        if not (key and sign):
+            raise ValueError(f"an option is KEY=VALUE, not {word!r}")
+        try:
+            read[key] = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            read[key] = text
+    return read
+
+
 def _switched(value: object) -> object:
     """Items as the command line has them (`NAME=VALUE`), or as a mapping."""
     if isinstance(value, list | tuple):
@@ -108,6 +125,8 @@ class RunConfig(Frozen):
     env: str
     split: str = ""
     task_id: tuple[str, ...] = ()
+    env_option: Annotated[dict[str, Any], BeforeValidator(_read_options)] = {}
+    """What episodes are opened with; each environment documents its own."""
     policy: Annotated[Replay | Scripted | Chat, Field(discriminator="kind"), BeforeValidator(_named)] = Replay(
         kind="replay"
     )

@@ -57,6 +57,15 @@ def test_a_file_alone(tmp_path: Path) -> None:
     assert (config.group_size, config.concurrency, config.step_timeout) == (8, 512, 10.0)
 
 
+def test_options_of_the_environment(tmp_path: Path) -> None:
+    words = ["mode=text_rich", "actions=true", "price_seed=7", "empty=", "note=a=b"]
+    options = load(None, {"env": "webshop", "env_option": words}).env_option
+    assert options == {"mode": "text_rich", "actions": True, "price_seed": 7, "empty": "", "note": "a=b"}
+    assert load(write(tmp_path, "env: webshop\nenv_option: {actions: true}\n"), {}).env_option == {"actions": True}
+    with pytest.raises(UsageError, match=r"--env-option: .*an option is KEY=VALUE, not 'actions'"):
+        load(None, {"env": "webshop", "env_option": ["actions"]})
+
+
 def test_options_override_the_file_key_by_key(tmp_path: Path) -> None:
     config = load(write(tmp_path, WHOLE), {"group_size": 2, "model": "other", "max_tokens": 99})
     assert isinstance(config.policy, Chat)
