@@ -77,7 +77,7 @@ class Local(Frozen):
 
 
 def _read_options(value: object) -> object:
-    """Options as the command line has them (`KEY=VALUE`, a value being JSON, or text where it is none), or a mapping."""
+    """Options as the command line has them (`KEY=VALUE`, the value JSON, or else text), or a mapping."""
     if not isinstance(value, list | tuple):
         return value
     read: dict[str, object] = {}
@@ -115,6 +115,16 @@ class Docker(Frozen):
     """What walls a container off, item by item."""
 
 
+class Remote(Frozen):
+    """Sandboxes on a server that is there already. `token_env` names the variable that holds its token."""
+
+    kind: Literal["remote"]
+    url: str = Field(pattern=r"^https?://[^/\s@]+(/\S*)?$")
+    """Without a user or a password: it is stored with the run."""
+    token_env: str = "ROLLOUT_TOKEN"
+    max_instances: PositiveInt = 16
+
+
 def _named(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
@@ -130,7 +140,9 @@ class RunConfig(Frozen):
     policy: Annotated[Replay | Scripted | Chat, Field(discriminator="kind"), BeforeValidator(_named)] = Replay(
         kind="replay"
     )
-    backend: Annotated[Local | Docker, Field(discriminator="kind"), BeforeValidator(_named)] = Local(kind="local")
+    backend: Annotated[Local | Docker | Remote, Field(discriminator="kind"), BeforeValidator(_named)] = Local(
+        kind="local"
+    )
     group_size: PositiveInt = 1
     episodes: PositiveInt | None = None
     concurrency: PositiveInt = 256
@@ -148,7 +160,7 @@ class RunConfig(Frozen):
 
 
 POLICIES: Final[dict[str, type[Frozen]]] = {"replay": Replay, "scripted": Scripted, "chat": Chat}
-BACKENDS: Final[dict[str, type[Frozen]]] = {"local": Local, "docker": Docker}
+BACKENDS: Final[dict[str, type[Frozen]]] = {"local": Local, "docker": Docker, "remote": Remote}
 _PARTS: Final = {"policy": POLICIES, "backend": BACKENDS}
 
 
