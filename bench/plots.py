@@ -28,6 +28,8 @@ def draw(name: str, report: Report, path: Path) -> Path:
             _density(axes, report.result)
         case "docker":
             _docker(axes, report)
+        case "agentscope":
+            _agentscope(axes, report)
         case "webshop":
             _webshop(axes, report)
         case "docker-faults":
@@ -71,6 +73,14 @@ def _recovery(axes: Axes, report: Report) -> None:
     faults = sum(report.result[name] for name in ("lost", "duplicated", "model_calls_repeated", "processes_left"))
     title = f"{report.result['kills']} kills of the orchestrator: {faults} keys, calls or processes lost or doubled"
     axes.set(xlabel="seconds into a life", ylabel="episodes stored, %", title=title)
+    axes.legend()
+
+
+def _agentscope(axes: Axes, report: Report) -> None:
+    for side in ("reference", "ours"):
+        rows = [row for row in report.rounds if row["side"] == side]
+        axes.plot([row["kib_per_episode"] for row in rows], [row["episodes_per_s"] for row in rows], "o", label=side)
+    axes.set(xscale="log", yscale="log", xlabel="KiB a live episode", ylabel="episodes/s", title="BFCL, each alone")
     axes.legend()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from bench.agentscope import agentscope
 from bench.density import density
 from bench.docker import docker
 from bench.docker_faults import docker_faults
@@ -36,6 +37,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "docker": docker,
     "docker-faults": docker_faults,
     "webshop": webshop,
+    "agentscope": agentscope,
 }
 _KILLING: Final = ("recovery", "docker-faults")
 

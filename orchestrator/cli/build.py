@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from backends.environments.catalog import find
-from orchestrator.cli.config import Chat, Docker, Local, Replay, RunConfig, Scripted
+from orchestrator.cli.config import Chat, Docker, Local, Remote, Replay, RunConfig, Scripted
 
 if TYPE_CHECKING:
     from backends.environments.catalog import EnvironmentSpec
@@ -52,6 +52,11 @@ def backend(config: RunConfig) -> Backend:
             from backends.sandboxes.docker import DockerBackend
 
             return DockerBackend(config.env, image=image, hardening=hardening)
+        case Remote(url=url, token_env=token_env, max_instances=max_instances):
+            from backends.sandboxes.remote import RemoteBackend
+
+            token = os.environ.get(token_env)
+            return RemoteBackend(url, environment=config.env, token=token, max_instances=max_instances)
         case other:
             assert_never(other)
 

@@ -50,7 +50,9 @@ def collect(
     max_turns: Annotated[Count, _option(HOW, "N", "Actions an episode (default: the environment's).")] = None,
     concurrency: options.Concurrency = None,
     sandboxes: options.Sandboxes = None,
-    backend: Annotated[Text, _option(HOW, "NAME", "Where sandboxes run: local or docker (default local).")] = None,
+    backend: Annotated[
+        Text, _option(HOW, "NAME", "Where sandboxes run: local, docker or remote (default local).")
+    ] = None,
     unsafe_local: Annotated[
         bool | None, _option(HOW, None, "local: allow environments that run the agent's code.", "--unsafe-local")
     ] = None,
@@ -59,6 +61,9 @@ def collect(
         list[str] | None,
         _option(HOW, "ITEM=VALUE", "docker: switch one item, as in memory_mb=4096; may be repeated."),
     ] = None,
+    url: Annotated[Text, _option(HOW, "URL", "remote: the server.")] = None,
+    token_env: Annotated[Text, _option(HOW, "NAME", "remote: the variable with its token (ROLLOUT_TOKEN).")] = None,
+    max_instances: Annotated[Count, _option(HOW, "N", "remote: instances at once (default 16).")] = None,
     step_timeout: Annotated[Number, _option(HOW, "S", "Seconds a step (default 30).")] = None,
     episode_timeout: Annotated[Number, _option(HOW, "S", "Seconds an episode (default: no bound).")] = None,
     durability: Annotated[

@@ -1,0 +1,158 @@
+"""The remote backend: sandboxes on a server that is there already.
+
+Owns the connections to it and what it was asked for. It ends nothing of the server's own: destroying a sandbox
+releases its instances. A server of AgentScope's protocol tells no digest, no bound on turns and no solutions: the
+digest names the environment and the protocol, and solutions come from this machine's own environment of that name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, Self
+
+from backends.agentscope.http import Channel
+from backends.environments.catalog import find
+from backends.sandboxes.local import LocalBackend
+from backends.sandboxes.remote.instances import ServiceSandbox
+from orchestrator.errors import SandboxError, UnknownName, UsageError
+from orchestrator.protocols import SandboxLimits
+from orchestrator.types import EnvironmentInfo, Failure, FailureKind, RunId, SandboxId
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from backends.sandboxes.link import LinkedSandbox
+
+REQUEST_S: Final = 300.0
+"""A creation may wait long at a busy service; steps have the run's own limit."""
+CREATIONS: Final = 4
+"""Creations under way at once: the service starts a process for each, and as many at a time as it has cores."""
+MAX_TURNS: Final = 200
+"""Actions an episode: the service itself has no bound."""
+
+
+class RemoteBackend:
+    """Sandboxes on the server at `base_url`.
+
+    `environment` is what the server calls it. `max_instances` bounds the instances that live at once: a service of
+    AgentScope's holds a process for each and refuses none. `deterministic` says whether a lost episode may be rebuilt;
+    by default as this machine's environment of that name says, and not for one that it does not know.
+    `solutions` are the tasks' known actions, where the server grades by other data than this machine's environment.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        environment: str = "bfcl",
+        token: str | None = None,
+        max_instances: int = 16,
+        deterministic: bool | None = None,
+        solutions: Mapping[str, Sequence[bytes]] | None = None,
+    ) -> None:
+        if max_instances < 1:
+            raise UsageError("max_instances must be at least 1")
+        self.environment = environment
+        self.limits = SandboxLimits()
+        self._channel = Channel(base_url, token=token, timeout=REQUEST_S)
+        self._deterministic = _deterministic(environment) if deterministic is None else deterministic
+        self._max_instances = max_instances
+        self._run = RunId("")
+        self._with_solutions = False
+        self._given = solutions
+        self._known = LocalBackend(environment) if solutions is None and _is_known(environment) else None
+        self._source: LinkedSandbox | None = None
+        self._starting = asyncio.Lock()
+        self._sandboxes: dict[SandboxId, ServiceSandbox] = {}
+        self._count = 0
+        self._slots = asyncio.Semaphore(max_instances)
+        self._creations = asyncio.Semaphore(CREATIONS)
+        self._stack = AsyncExitStack()
+
+    def configure(self, *, run: RunId, with_solutions: bool, logs: str | None, call_limit_s: float) -> None:
+        """See `Backend.configure`. Raises UsageError where solutions are asked for and nobody here has them."""
+        if with_solutions and self._known is None and self._given is None:
+            raise UsageError(
+                f"no environment {self.environment!r} on this machine knows solutions: choose another policy"
+            )
+        self._run = run
+        self._with_solutions = with_solutions
+        if self._known is not None:
+            self._known.configure(run=run, with_solutions=with_solutions, logs=logs, call_limit_s=call_limit_s)
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._channel.close)
+            if self._with_solutions and self._known is not None:
+                await stack.enter_async_context(self._known)
+            stack.push_async_callback(self._drain)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def create(self) -> ServiceSandbox:
+        """See `Backend.create`: asks the service for its tasks, which it can only answer when it works."""
+        self._count += 1
+        name = SandboxId(f"{self.environment}-remote-{os.getpid()}-{self._count}")
+        info = EnvironmentInfo(
+            name=self.environment,
+            digest=blake2b(f"env_service {self.environment}".encode(), digest_size=8).hexdigest(),
+            isolation="process",
+            deterministic=self._deterministic,
+            runs_code=False,
+            max_turns=MAX_TURNS,
+        )
+        solutions = self._solution if self._with_solutions else None
+        sandbox = ServiceSandbox(name, info, self._channel, self._slots, self._creations, solutions)
+        try:
+            await sandbox.tasks("")
+        except UsageError as error:
+            raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", str(error))) from None
+        self._sandboxes[name] = sandbox
+        return sandbox
+
+    async def destroy(self, sandbox: SandboxId) -> None:
+        """See `Backend.destroy`."""
+        found = self._sandboxes.get(sandbox)
+        if found is not None:
+            found.condemn(Failure(FailureKind.SANDBOX_LOST, "call", "the sandbox was destroyed"))
+            await found.drain()
+            self._sandboxes.pop(sandbox, None)
+
+    async def owned_by(self, run: RunId) -> Sequence[SandboxId]:
+        """See `Backend.owned_by`: this process's own; a service does not say whose its instances are."""
+        return list(self._sandboxes) if run == self._run else []
+
+    def cpu_seconds(self) -> float:
+        """See `Backend.cpu_seconds`: a server does not tell, and it is not of this machine."""
+        return 0.0
+
+    async def _solution(self, task: str) -> Sequence[bytes]:
+        if self._given is not None:
+            return self._given[task]
+        async with self._starting:
+            if self._known is not None and (self._source is None or self._source.lost.done()):
+                self._source = await self._known.create()
+        assert self._source is not None
+        return await self._source.solution(task)
+
+    async def _drain(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for name in list(self._sandboxes):
+                tasks.create_task(self.destroy(name), name=f"destroy-{name}")
+
+
+def _is_known(environment: str) -> bool:
+    try:
+        return not find(environment).runs_code
+    except UnknownName:
+        return False
+
+
+def _deterministic(environment: str) -> bool:
+    return _is_known(environment) and find(environment).deterministic

@@ -1,0 +1,255 @@
+"""Episodes on an environment service of AgentScope's protocol: a `Sandbox` and its `Session`s over plain HTTP.
+
+Owns the instances that were asked for. Always true: an instance has an id of our own before it is asked for, so that
+no other call names it; a request is sent once, and a call without an answer loses its instance, never repeats it; an
+instance that was asked for is released, also where whoever asked has gone; at most `slots` instances live at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from backends.agentscope.http import Channel, NoRoute
+from backends.sandboxes.remote.messages import as_text, graded, malformed, opened, stepped
+from backends.server.wire import ErrorCode
+from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, Unavailable, UnknownName, UsageError
+from orchestrator.protocols import SandboxStatistics
+from orchestrator.types import Failure, FailureKind, TaskList
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from orchestrator.types import EnvironmentInfo, EpisodeSpec, Evaluation, Observation, SandboxId
+
+log = logging.getLogger(__name__)
+
+_RELEASES: Final = 3
+"""How often a release is tried: it may be repeated, unlike a step."""
+_RELEASE_PAUSE_S: Final = 0.5
+_GONE: Final = "not found"
+_DIED: Final = ("ActorDiedError", "ActorUnavailableError", "The actor died", "actor is dead", "WorkerCrashedError")
+
+
+class ServiceSandbox:
+    """The service, as one sandbox of the run. Several may be of one service: each has its own instances."""
+
+    def __init__(
+        self,
+        sandbox: SandboxId,
+        info: EnvironmentInfo,
+        channel: Channel,
+        slots: asyncio.Semaphore,
+        creations: asyncio.Semaphore,
+        solutions: Callable[[str], Awaitable[Sequence[bytes]]] | None,
+    ) -> None:
+        self.id = sandbox
+        self.info = info
+        self.channel = channel
+        self.lost: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
+        self.worn = False
+        self._slots = slots
+        self._creations = creations
+        self._solutions = solutions
+        self._live: set[ServiceSession] = set()
+        self._releases: dict[asyncio.Task[None], str] = {}
+        self._calls = 0
+        self._pending = 0
+
+    async def open(self, spec: EpisodeSpec) -> tuple[ServiceSession, Observation]:
+        """See `Sandbox.open`. Cancelled: the creation goes on to its end, and what it made is released."""
+        await self._slots.acquire()
+        session = ServiceSession(self, f"rollout_{uuid4().hex}", spec.step_timeout_s)
+        self._live.add(session)
+        try:
+            creating = asyncio.create_task(self._create(session, spec), name=f"create-{session.id}")
+            session.creating = creating
+            await asyncio.wait({creating})
+            return session, creating.result()
+        except BaseException:
+            session.close()
+            raise
+
+    async def _create(self, session: ServiceSession, spec: EpisodeSpec) -> Observation:
+        async with self._creations:
+            body = {"env_type": self.info.name, "task_id": spec.task, "params": dict(spec.options)}
+            try:
+                return opened(await self.call("open", "create", session.id, body))
+            except SandboxRefused as refused:
+                if refused.code == ErrorCode.BAD_REQUEST:
+                    failure = Failure(FailureKind.UNKNOWN_TASK, "open", refused.failure.message)
+                    raise SandboxRefused(failure, code=ErrorCode.UNKNOWN_TASK) from None
+                raise
+
+    async def call(self, stage: str, route: str, instance: str, body: Mapping[str, Any]) -> Any:
+        """One call of an instance, sent once. Raises SandboxLost, SandboxRefused, SandboxError."""
+        if self.lost.done():
+            raise SandboxLost(self.lost.result(), suspect=False)
+        self._calls += 1
+        self._pending += 1
+        try:
+            answer = await self.channel.post(route, {**body, "instance_id": instance})
+        except (UsageError, SandboxError) as error:
+            raise _told(error, stage) from None
+        finally:
+            self._pending -= 1
+        return answer.get("data")
+
+    async def tasks(self, split: str) -> TaskList:
+        """See `Sandbox.tasks`; "" is the split `train`."""
+        body = {"env_type": self.info.name, "params": {"split": split or "train"}}
+        try:
+            answer = await self.channel.post("get_env_profile", body)
+        except SandboxError as error:
+            if error.failure.kind is not FailureKind.ENVIRONMENT:
+                raise
+            known = "a service of AgentScope's has train and val"
+            raise UnknownName(f"the service has no split {split!r} ({known}): {error.failure.message}") from None
+        ids = answer.get("data")
+        if not isinstance(ids, list) or not all(isinstance(task, str) for task in ids):
+            raise malformed("tasks", ids)
+        return TaskList(ids)
+
+    async def solution(self, task: str) -> Sequence[bytes]:
+        """See `Sandbox.solution`: a service has none to give, this machine's own environment may."""
+        if self._solutions is None:
+            failure = Failure(FailureKind.ENVIRONMENT, "call", "the backend was not configured for solutions")
+            raise SandboxRefused(failure, code=ErrorCode.FORBIDDEN)
+        return await self._solutions(task)
+
+    def toolsets(self) -> Mapping[str, bytes]:
+        """See `Sandbox.toolsets`: a service writes its tools as text."""
+        return {}
+
+    def overdue(self, now: float) -> Failure | None:
+        """See `Sandbox.overdue`: every request has a deadline of its own."""
+        return None
+
+    def condemn(self, failure: Failure) -> None:
+        """See `Sandbox.condemn`."""
+        if not self.lost.done():
+            self.lost.set_result(failure)
+            for session in self._live:
+                session.abandon(failure)
+
+    def statistics(self) -> SandboxStatistics:
+        """See `Sandbox.statistics`; every call is a frame of its own."""
+        return SandboxStatistics(len(self._live), self._pending, self._calls, self._calls, 0)
+
+    def forget(self, session: ServiceSession) -> None:
+        """Release a session's instance in the background; called by the session, once."""
+        self._live.discard(session)
+        task = asyncio.create_task(self._release(session), name=f"release-{session.id}")
+        self._releases[task] = session.id
+        task.add_done_callback(self._releases.pop)
+
+    async def _release(self, session: ServiceSession) -> None:
+        try:
+            if session.creating is not None and not session.creating.done():
+                await asyncio.wait({session.creating})  # a release that overtook its creation would leave the instance
+            for attempt in range(_RELEASES):
+                try:
+                    await self.channel.post("release", {"instance_id": session.id})
+                    return
+                except (UsageError, SandboxError) as error:
+                    log.warning("instance %s could not be released (try %d): %s", session.id, attempt + 1, error)
+                await asyncio.sleep(_RELEASE_PAUSE_S)
+            log.error("instance %s is left to the service's own idle clean-up", session.id)
+        finally:
+            self._slots.release()
+
+    async def drain(self) -> None:
+        """Release every instance and wait until that is done."""
+        for session in list(self._live):
+            session.close()
+        while self._releases:
+            await asyncio.wait(set(self._releases))
+
+
+class ServiceSession:
+    """One instance. Satisfies `orchestrator.protocols.Session`."""
+
+    __slots__ = ("_closed", "_grade", "_lost", "_sandbox", "_timeout_s", "creating", "id")
+
+    def __init__(self, sandbox: ServiceSandbox, instance: str, timeout_s: float) -> None:
+        self._sandbox = sandbox
+        self.id = instance
+        self._timeout_s = timeout_s
+        self._closed = False
+        self._grade: Evaluation | None = None
+        self._lost: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
+        self.creating: asyncio.Task[Observation] | None = None
+
+    async def step(self, action: bytes) -> Observation:
+        """See `Session.step`."""
+        self._grade = None
+        return stepped(await self._call("step", {"messages": as_text(action)}))
+
+    async def replay(self, actions: Sequence[bytes]) -> list[Observation]:
+        """See `Session.replay`: one after the other, as the service answers."""
+        return [await self.step(action) for action in actions]
+
+    async def evaluate(self, params: Mapping[str, object] | None = None) -> Evaluation:
+        """See `Session.evaluate`. Asked once between two steps: the service's own grading is not idempotent."""
+        if self._grade is None or self._closed:
+            self._grade = graded(await self._call("evaluate", {"params": dict(params or {})}))
+        return self._grade
+
+    async def _call(self, stage: str, body: Mapping[str, Any]) -> Any:
+        """A call that ends with the sandbox: its answer, its deadline or the sandbox's loss."""
+        if self._closed:
+            failure = Failure(FailureKind.PROTOCOL, stage, "the session was released; open a new one")
+            raise SandboxRefused(failure, code=ErrorCode.UNKNOWN_SESSION)
+        calling = asyncio.create_task(self._sandbox.call(stage, stage, self.id, body), name=f"{stage}-{self.id}")
+        try:
+            await asyncio.wait({calling, self._lost}, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if calling.done():
+                return calling.result()
+            if self._lost.done():
+                raise SandboxLost(self._lost.result(), suspect=True)
+            message = f"no answer within {self._timeout_s:g} s: the instance is given up"
+            raise SandboxLost(Failure(FailureKind.SANDBOX_HUNG, stage, message), suspect=True)
+        finally:
+            if not calling.done():
+                calling.cancel()
+                await asyncio.wait({calling})
+
+    def abandon(self, failure: Failure) -> None:
+        """The sandbox is lost: whoever waits for an answer is told."""
+        if not self._lost.done():
+            self._lost.set_result(failure)
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        if not self._closed:
+            self._closed = True
+            self._sandbox.forget(self)
+
+
+def _told(error: UsageError | SandboxError, stage: str) -> SandboxError:
+    """What the service said, as a loss of the instance or a refusal.
+
+    Where the connection failed, nobody knows whose doing it was: that call is no suspect. An instance is a process of
+    its own at the service, so that its death is.
+    """
+    if isinstance(error, Unavailable):
+        return SandboxError(Failure(FailureKind.SANDBOX_LOST, stage, str(error), retryable=True))
+    if isinstance(error, NoRoute):
+        return SandboxError(Failure(FailureKind.PROTOCOL, stage, str(error)))
+    if isinstance(error, UsageError):
+        if stage != "open" and _GONE in str(error):
+            return SandboxLost(Failure(FailureKind.SANDBOX_LOST, stage, str(error)), suspect=False)
+        failure = Failure(FailureKind.ENVIRONMENT, stage, str(error))
+        return SandboxRefused(failure, code=ErrorCode.BAD_REQUEST)
+    failure = Failure(error.failure.kind, stage, error.failure.message, error.failure.retryable)
+    if failure.kind is FailureKind.SANDBOX_LOST:
+        return SandboxLost(failure, suspect=False)
+    if failure.kind is FailureKind.SANDBOX_HUNG:
+        return SandboxLost(failure, suspect=True)
+    if failure.kind is FailureKind.ENVIRONMENT:
+        if any(word in failure.message for word in _DIED):
+            return SandboxLost(Failure(FailureKind.SANDBOX_LOST, stage, failure.message), suspect=True)
+        return SandboxRefused(failure, code=ErrorCode.ENVIRONMENT)
+    return SandboxError(failure)
