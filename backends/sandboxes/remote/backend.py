@@ -1,4 +1,4 @@
-"""The remote backend: sandboxes on a server that is there already.
+"""The remote backend: sandboxes on a server that is there already, over our wire where it offers that, else HTTP.
 
 Owns the connections to it and what it was asked for. It ends nothing of the server's own: destroying a sandbox
 releases its instances. A server of AgentScope's protocol tells no digest, no bound on turns and no solutions: the
@@ -13,10 +13,13 @@ from contextlib import AsyncExitStack
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Self
 
+import aiohttp
+
 from backends.agentscope.http import Channel
 from backends.environments.catalog import find
 from backends.sandboxes.local import LocalBackend
 from backends.sandboxes.remote.instances import ServiceSandbox
+from backends.sandboxes.remote.wired import WiredSandbox, connect
 from orchestrator.errors import SandboxError, UnknownName, UsageError
 from orchestrator.protocols import SandboxLimits
 from orchestrator.types import EnvironmentInfo, Failure, FailureKind, RunId, SandboxId
@@ -57,6 +60,9 @@ class RemoteBackend:
             raise UsageError("max_instances must be at least 1")
         self.environment = environment
         self.limits = SandboxLimits()
+        self._base_url, self._token = base_url.rstrip("/"), token
+        self._http: aiohttp.ClientSession | None = None
+        self._limit_s = REQUEST_S
         self._channel = Channel(base_url, token=token, timeout=REQUEST_S)
         self._deterministic = _deterministic(environment) if deterministic is None else deterministic
         self._max_instances = max_instances
@@ -66,7 +72,7 @@ class RemoteBackend:
         self._known = LocalBackend(environment) if solutions is None and _is_known(environment) else None
         self._source: LinkedSandbox | None = None
         self._starting = asyncio.Lock()
-        self._sandboxes: dict[SandboxId, ServiceSandbox] = {}
+        self._sandboxes: dict[SandboxId, ServiceSandbox | WiredSandbox] = {}
         self._count = 0
         self._slots = asyncio.Semaphore(max_instances)
         self._creations = asyncio.Semaphore(CREATIONS)
@@ -80,12 +86,15 @@ class RemoteBackend:
             )
         self._run = run
         self._with_solutions = with_solutions
+        self._limit_s = call_limit_s
         if self._known is not None:
             self._known.configure(run=run, with_solutions=with_solutions, logs=logs, call_limit_s=call_limit_s)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._channel.close)
+            headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+            self._http = await stack.enter_async_context(aiohttp.ClientSession(headers=headers))
             if self._with_solutions and self._known is not None:
                 await stack.enter_async_context(self._known)
             stack.push_async_callback(self._drain)
@@ -95,10 +104,22 @@ class RemoteBackend:
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
 
-    async def create(self) -> ServiceSandbox:
-        """See `Backend.create`: asks the service for its tasks, which it can only answer when it works."""
+    async def create(self) -> ServiceSandbox | WiredSandbox:
+        """See `Backend.create`: over the wire where the server offers it."""
+        if self._http is None:
+            raise UsageError("enter the backend first: `async with RemoteBackend(...)`")
         self._count += 1
         name = SandboxId(f"{self.environment}-remote-{os.getpid()}-{self._count}")
+        wired = await connect(self._http, self._base_url, name, self.environment, limit_s=self._limit_s)
+        if wired is None:
+            return await self._create_on_service(name)
+        self._sandboxes[name] = wired
+        if self._with_solutions:
+            wired.solutions = self._solution
+        return wired
+
+    async def _create_on_service(self, name: SandboxId) -> ServiceSandbox:
+        """Asks the service for its tasks, which it can only answer when it works."""
         info = EnvironmentInfo(
             name=self.environment,
             digest=blake2b(f"env_service {self.environment}".encode(), digest_size=8).hexdigest(),
@@ -119,7 +140,10 @@ class RemoteBackend:
     async def destroy(self, sandbox: SandboxId) -> None:
         """See `Backend.destroy`."""
         found = self._sandboxes.get(sandbox)
-        if found is not None:
+        if isinstance(found, WiredSandbox):
+            await found.end()
+            self._sandboxes.pop(sandbox, None)
+        elif found is not None:
             found.condemn(Failure(FailureKind.SANDBOX_LOST, "call", "the sandbox was destroyed"))
             await found.drain()
             self._sandboxes.pop(sandbox, None)
