@@ -95,7 +95,7 @@ class PrivateDaemon:
             for name in docker("ps", "-aq", host=self.url, check=False).split():
                 docker("rm", "-f", name, host=self.url, check=False)
             self.stop()
-        for point in (*_mounts_below(self._folder), *_mounts_below(self._data)):
+        for point in (*_mounts_in(self._folder), *_mounts_in(self._data)):
             subprocess.run(["umount", "-l", point], capture_output=True, check=False)
 
 
@@ -103,6 +103,6 @@ def _alive(pid: int) -> bool:
     return any(process.pid == pid and process.state != "Z" for process in processes())
 
 
-def _mounts_below(folder: Path) -> Sequence[str]:
+def _mounts_in(folder: Path) -> Sequence[str]:
     points = [line.split()[1] for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
-    return sorted((point for point in points if point.startswith(f"{folder}/")), reverse=True)
+    return sorted((point for point in points if Path(point).is_relative_to(folder)), reverse=True)
