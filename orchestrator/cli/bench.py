@@ -13,7 +13,9 @@ from orchestrator.cli import options
 
 
 def bench(
-    scenario: Annotated[str, typer.Argument(help="overhead, density, recovery, docker, docker-faults or webshop.")],
+    scenario: Annotated[
+        str, typer.Argument(help="overhead, density, recovery, docker, docker-faults, webshop or agentscope.")
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The JSON file (default bench-results/SCENARIO.json).")
     ] = None,
