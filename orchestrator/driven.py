@@ -12,7 +12,7 @@ there are proof. Then that call fails; the episode stands where it stood before 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from orchestrator.episode import MAX_LOSSES, PROOFS
 from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, UsageError
@@ -21,8 +21,8 @@ from orchestrator.types import Decision, Failure, FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
-    from orchestrator.pool import Pool
     from orchestrator.protocols import Sandbox, Session
     from orchestrator.tenancy import Lease
     from orchestrator.types import EnvironmentInfo, EpisodeSpec, Evaluation, Observation
@@ -31,12 +31,24 @@ T = TypeVar("T")
 _OPENING: Final = "open"
 
 
+class Leases(Protocol):
+    """What an episode needs of a `Pool`."""
+
+    async def lease(self, *, opens: bool = True) -> Lease:
+        """See `Pool.lease`."""
+        ...
+
+    def quarantine(self) -> AbstractAsyncContextManager[Sandbox]:
+        """See `Pool.quarantine`."""
+        ...
+
+
 class DrivenEpisode:
     """See the module's docstring. Make one with `open`; `close` it in the end."""
 
     __slots__ = ("_buffer", "_closed", "_info", "_lease", "_lock", "_pool", "_session", "_toolsets", "first", "spec")
 
-    def __init__(self, pool: Pool, spec: EpisodeSpec) -> None:
+    def __init__(self, pool: Leases, spec: EpisodeSpec) -> None:
         self.spec = spec
         self.first: Observation | None = None
         """The opening observation."""
@@ -50,7 +62,7 @@ class DrivenEpisode:
         self._closed = False
 
     @classmethod
-    async def open(cls, pool: Pool, spec: EpisodeSpec) -> Self:
+    async def open(cls, pool: Leases, spec: EpisodeSpec) -> Self:
         """Open an episode. Raises SandboxError (SandboxRefused: the environment does not have the task), RunFailed.
 
         Cancelled: nothing is held.

@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-import orjson
-
-from backends.agentscope import dialect, shapes, splits
+from backends.agentscope import splits
 from backends.agentscope.desk import checked_arguments
 from backends.agentscope.host import Host, Place
-from orchestrator.driven import DrivenEpisode
+from backends.agentscope.instance import Instance
 from orchestrator.errors import RunFailed, UsageError
 from orchestrator.names import unknown
-from orchestrator.types import EpisodeSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -37,14 +34,11 @@ MAX_NAME: Final = 128
 
 
 @dataclass(slots=True)
-class _Instance:
-    """One episode of the box. `tools` are its opening's, as JSON; `turns` of the user have been followed by another."""
+class _Held:
+    """An instance, and when it was called last."""
 
-    environment: str
-    episode: DrivenEpisode
-    tools: bytes
+    instance: Instance
     called: float
-    turns: int = 0
 
 
 class EmbeddedDesk:
@@ -67,7 +61,7 @@ class EmbeddedDesk:
         self._record = record
         self._host: Host | None = None
         self._entering = asyncio.Lock()
-        self._instances: dict[str, _Instance] = {}
+        self._instances: dict[str, _Held] = {}
         self._opening: set[str] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
@@ -84,13 +78,13 @@ class EmbeddedDesk:
             case "create_instance":
                 return await self._create(**given)
             case "step":
-                return await self._step(**given)
+                return await self._instance(given["instance_id"]).step(given["action"], given["params"])
             case "evaluate":
-                return await self._evaluate(given["instance_id"], given["params"])
+                return await self._instance(given["instance_id"]).evaluate(given["params"])
             case "release_instance":
                 return self._release(given["instance_id"])
             case "get_instance_info":
-                return shapes.tools_text(orjson.loads(self._instance(given["instance_id"]).tools))
+                return self._instance(given["instance_id"]).tools()
             case _:
                 return await self._tasks(given["env_type"], given["split"] or "train")
 
@@ -100,8 +94,8 @@ class EmbeddedDesk:
         return {**self._record, "session_id": self._id, "container_id": self._id, "container_name": self._id} | {
             "state": state,
             "instances": sorted(self._instances),
-            "calls": sum(instance.episode.busy for instance in self._instances.values()),
-            "asleep": sorted(name for name, instance in self._instances.items() if not instance.episode.awake),
+            "calls": sum(held.instance.episode.busy for held in self._instances.values()),
+            "asleep": sorted(name for name, held in self._instances.items() if not held.instance.episode.awake),
         }
 
     async def close(self) -> None:
@@ -110,8 +104,8 @@ class EmbeddedDesk:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.wait({self._sweeper})
-        for instance in self._instances.values():
-            instance.episode.close()
+        for held in self._instances.values():
+            held.instance.close()
         self._instances.clear()
         await self._leave()
 
@@ -171,7 +165,7 @@ class EmbeddedDesk:
             raise UsageError("create_instance needs a task_id: take one of get_env_profile(...)")
         name = self._reserve(instance_id)
         try:
-            return await self._open(name, task_id, shapes.options(params))
+            return await self._open(name, task_id, params)
         finally:
             self._opening.discard(name)
 
@@ -185,72 +179,34 @@ class EmbeddedDesk:
         self._opening.add(wanted)
         return wanted
 
-    async def _open(self, name: str, task: str, options: dict[str, Any]) -> dict[str, Any]:
-        seed = options.pop("seed", 0)
-        if not isinstance(seed, int):
-            raise UsageError("the parameter seed must be an integer")
+    async def _open(self, name: str, task: str, params: Any) -> dict[str, Any]:
         async with self._hosted() as host:
-            episode = await DrivenEpisode.open(host.pool, EpisodeSpec(task, seed, self._timeout, options))
-        try:
-            opened = await self._opened(name, task, episode)
-        except BaseException:
-            episode.close()
-            raise
-        return opened
-
-    async def _opened(self, name: str, task: str, episode: DrivenEpisode) -> dict[str, Any]:
-        if episode.first is None:
-            raise RunFailed("an opened episode has no observation")
-        reports = self._environment == shapes.REPORTING
-        questions = shapes.questions(await episode.evaluate()) if reports else 1
+            instance = await Instance.open(host.pool, self._environment, task, params, timeout=self._timeout)
         if self._closed:
+            instance.close()
             raise UsageError("the box was closed while the instance was created")
-        body = episode.first.body
-        digest = shapes.tools_of(body)
-        toolset = episode.toolset(digest) if digest is not None else b"[]"
-        tools = orjson.loads(toolset)
-        state = dialect.opening(body, tools)
-        self._instances[name] = _Instance(self._environment, episode, toolset, asyncio.get_running_loop().time())
+        self._instances[name] = _Held(instance, asyncio.get_running_loop().time())
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep(), name=f"sleep-{self._id}")
-        return {"state": state, "info": shapes.info(self._environment, name, task, len(tools), questions)}
+        return instance.opening(name)
 
-    def _instance(self, name: object) -> _Instance:
-        instance = self._instances.get(name) if isinstance(name, str) else None
-        if instance is None:
+    def _instance(self, name: object) -> Instance:
+        held = self._instances.get(name) if isinstance(name, str) else None
+        if held is None:
             raise unknown("instance", str(name), list(self._instances)[-8:])
-        instance.called = asyncio.get_running_loop().time()
-        return instance
-
-    async def _step(self, instance_id: object, action: object, params: Any) -> dict[str, Any]:
-        instance = self._instance(instance_id)
-        message, as_text = shapes.action(action)
-        observation = await instance.episode.step(message)
-        if not observation.done:
-            instance.turns += shapes.is_plain(action)
-            return shapes.answer(observation, as_text=as_text)
-        grade = await instance.episode.evaluate(params or None)  # the last reward is the grade, with its parameters
-        return shapes.answer(observation, grade.reward, as_text=as_text)
-
-    async def _evaluate(self, name: object, params: Any) -> float | dict[str, Any]:
-        instance = self._instance(name)
-        episode = instance.episode
-        evaluation = await episode.evaluate(params or None)
-        sparse = bool((params or {}).get("sparse"))
-        return shapes.score(
-            instance.environment, episode.spec.task, evaluation, sparse=sparse, turns=instance.turns, done=episode.done
-        )
+        held.called = asyncio.get_running_loop().time()
+        return held.instance
 
     def _release(self, name: object) -> bool:
-        instance = self._instances.pop(name, None) if isinstance(name, str) else None
-        if instance is not None:
-            instance.episode.close()
-        return instance is not None
+        held = self._instances.pop(name, None) if isinstance(name, str) else None
+        if held is not None:
+            held.instance.close()
+        return held is not None
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_S)
-            for instance in list(self._instances.values()):
-                if not instance.episode.busy and loop.time() - instance.called > IDLE_S:
-                    await instance.episode.sleep()
+            for held in list(self._instances.values()):
+                if not held.instance.episode.busy and loop.time() - held.called > IDLE_S:
+                    await held.instance.episode.sleep()
