@@ -15,7 +15,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from orchestrator.episode import MAX_LOSSES, PROOFS
-from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, UsageError
+from orchestrator.errors import ActionKilled, SandboxError, SandboxLost, SandboxRefused, UsageError
 from orchestrator.records import EpisodeBuffer, header
 from orchestrator.types import Decision, Failure, FailureKind
 
@@ -98,8 +98,8 @@ class DrivenEpisode:
     async def step(self, action: bytes) -> Observation:
         """Run one action (JSON of an OpenAI assistant message).
 
-        Raises UsageError when the episode is over, SandboxError, RunFailed. Cancelled, or when it raises: the episode
-        stands where it stood before.
+        Raises UsageError when the episode is over, SandboxError (ActionKilled: it ends every sandbox it is tried in),
+        RunFailed. Cancelled, or when it raises: the episode stands where it stood before.
         """
         async with self._lock:
             self._refuse_if_over()
@@ -152,7 +152,7 @@ class DrivenEpisode:
                 if deaths >= PROOFS:
                     failure = lost.failure
                     message = f"this call ended its sandbox, {PROOFS} times alone: {failure.message}"
-                    raise SandboxError(Failure(failure.kind, stage, message)) from lost
+                    raise ActionKilled(Failure(failure.kind, stage, message)) from lost
                 self._refuse_to_rebuild(lost, losses)
 
     def _refuse_to_rebuild(self, lost: SandboxLost, losses: int) -> None:

@@ -11,6 +11,7 @@
     +-- SandboxError            carries a Failure; the engine decides by its kind
     |   +-- SandboxLost         the sandbox ended; replay recovers
     |   +-- SandboxRefused      the sandbox answered with an error; `code` is the wire's
+    |   +-- ActionKilled        the call itself ended its sandbox, proven alone; the episode stands where it stood
     +-- PolicyError             the policy failed; carries a Failure
     +-- StoreError              the store cannot go on (disk full, locked, damaged): the run stops, nothing is lost
     +-- RunFailed               the run cannot go on (no sandbox starts): stopped, nothing is lost, resume later
@@ -79,6 +80,10 @@ class SandboxRefused(SandboxError):
     def __init__(self, failure: Failure, *, code: str) -> None:
         super().__init__(failure)
         self.code = code
+
+
+class ActionKilled(SandboxError):
+    """A call to a driven episode that ends every sandbox it is tried in. The episode stands where it stood before."""
 
 
 class PolicyError(RolloutError):

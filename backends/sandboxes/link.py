@@ -61,6 +61,7 @@ _KINDS: Final = {
     ErrorCode.BAD_REWARD: FailureKind.BAD_REWARD,
     ErrorCode.ENVIRONMENT: FailureKind.ENVIRONMENT,
     ErrorCode.TOO_LARGE: FailureKind.ENVIRONMENT,
+    ErrorCode.BUSY: FailureKind.SANDBOX_START,
 }
 
 

@@ -80,6 +80,8 @@ class ErrorCode:
     FORBIDDEN: Final = "forbidden"
     BAD_REQUEST: Final = "bad_request"
     BAD_REWARD: Final = "bad_reward"
+    BUSY: Final = "busy"
+    """Whoever serves has no room for it now."""
 
 
 class WireError(Exception):

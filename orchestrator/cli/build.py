@@ -102,7 +102,7 @@ async def ensure_ready(config: RunConfig, *, install: bool) -> None:
     """Install an environment, or build its image, at its first use, saying so. Raises Unavailable, EngineError."""
     spec = find(config.env)
     if isinstance(config.backend, Docker):
-        await _ensure_image(spec, config.backend.image, build=install)
+        await ensure_image(spec, config.backend.image, build=install)
     else:
         await ensure_installed(spec, install=install)
 
@@ -117,7 +117,11 @@ async def ensure_installed(spec: EnvironmentSpec, *, install: bool) -> None:
     spec.interpreter()
 
 
-async def _ensure_image(spec: EnvironmentSpec, image: str | None, *, build: bool) -> None:
+async def ensure_image(spec: EnvironmentSpec, image: str | None, *, build: bool) -> None:
+    """Find, pull or build an environment's image, saying so; with `build` False raises Unavailable instead of building.
+
+    Raises EngineError too.
+    """
     from backends.sandboxes.docker.images import ensure
     from backends.sandboxes.docker.port import Engine
     from orchestrator.cli.steps import steps_shown

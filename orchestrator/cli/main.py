@@ -13,7 +13,7 @@ from typing import Final, TextIO
 
 import typer
 
-from orchestrator.cli import bench, collect, doctor, env, export, image, reap, resume, show, status, tasks
+from orchestrator.cli import bench, collect, doctor, env, export, image, reap, resume, serve, show, status, tasks
 from orchestrator.cli.exits import CANCELLED, FAILED, USAGE
 from orchestrator.errors import RolloutError, UsageError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.command("collect")(collect.collect)
 app.command("resume")(resume.resume)
+app.command("serve")(serve.serve)
 app.command("status")(status.status)
 app.command("show")(show.show)
 app.command("export")(export.export)

@@ -68,7 +68,9 @@ async def connect(
 ) -> WiredSandbox | None:
     """A sandbox over the server's wire; None where it offers none. Raises SandboxError. Cancelled: nothing is open."""
     try:
-        socket = await http.ws_connect(f"{base_url}/wire", max_msg_size=MAX_FRAME, compress=0)
+        socket = await http.ws_connect(
+            f"{base_url}/wire", params={"env": environment}, max_msg_size=MAX_FRAME, compress=0
+        )
     except aiohttp.WSServerHandshakeError as error:
         if error.status in _NOT_OFFERED:
             return None

@@ -1,0 +1,144 @@
+"""One environment's sandboxes, kept up for as long as the service lives.
+
+Owns the environment's backend and pool, in one task. Always true: once `up` has returned, the hall stays: when no
+sandbox can be started any more, backend and pool are ended and made anew after a pause, and calls are refused
+meanwhile; whoever waits for a sandbox waits a bounded time. It stands in for a `Pool` where episodes are driven, so an
+episode outlives the pool that it was opened in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+from orchestrator.errors import RolloutError, RunFailed
+from orchestrator.events import SandboxEnded
+from orchestrator.pool import Pool
+from orchestrator.service.refusals import busy
+from orchestrator.types import RunId
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from orchestrator.events import Event
+    from orchestrator.pool import PoolStatistics
+    from orchestrator.protocols import Backend, Sandbox
+    from orchestrator.tenancy import Lease
+    from orchestrator.types import EnvironmentInfo, TaskList
+
+GRACE_S: Final = 5.0
+"""What a sandbox's own timer gets before the pool's sweep ends it."""
+PAUSE_S: Final = 2.0
+"""Between two tries to start sandboxes at all."""
+
+log = logging.getLogger(__name__)
+
+
+class Hall:
+    """See the module's docstring. `make` gives a fresh backend; `size` is how many sandboxes are kept."""
+
+    def __init__(self, make: Callable[[], Backend], size: int, *, step_s: float, wait_s: float) -> None:
+        self._make = make
+        self._size = size
+        self._step_s = step_s
+        self._wait_s = wait_s
+        self._pool: Pool | None = None
+        self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._broken = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self.environment = make().environment
+        self.info: EnvironmentInfo | None = None
+        """What a sandbox of it said of itself; None until the first one is up."""
+
+    async def up(self) -> None:
+        """Start it, and wait for the first sandbox. Raises RolloutError. Cancelled: `down` ends what was begun."""
+        self._keeper = asyncio.create_task(self._keep(), name=f"hall-{self.environment}")
+        await asyncio.wait({self._up, self._keeper}, return_when=asyncio.FIRST_COMPLETED)
+        if self._keeper.done():
+            self._keeper.result()
+        lease = await self._pool_or_refuse().lease(opens=False)
+        self.info = lease.sandbox.info
+        lease.release()
+
+    async def down(self) -> None:
+        """End its sandboxes. Idempotent."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+
+    async def lease(self, *, opens: bool = True) -> Lease:
+        """See `Pool.lease`; waits `wait_s` at most. Raises Refusal (503)."""
+        try:
+            async with asyncio.timeout(self._wait_s):
+                return await self._pool_or_refuse().lease(opens=opens)
+        except TimeoutError:
+            raise busy(f"no sandbox of {self.environment} was free within {self._wait_s:g} s") from None
+        except RunFailed as error:
+            self._broken.set()
+            raise busy(str(error)) from None
+
+    @asynccontextmanager
+    async def quarantine(self) -> AsyncIterator[Sandbox]:
+        """See `Pool.quarantine`. Raises Refusal (503)."""
+        async with AsyncExitStack() as stack:
+            try:
+                sandbox = await stack.enter_async_context(self._pool_or_refuse().quarantine())
+            except RunFailed as error:
+                self._broken.set()
+                raise busy(str(error)) from None
+            yield sandbox
+
+    async def tasks(self, split: str) -> TaskList:
+        """The tasks of a split. Raises UnknownName, Unavailable, SandboxError, Refusal."""
+        lease = await self.lease(opens=False)
+        try:
+            return await lease.sandbox.tasks(split)
+        finally:
+            lease.release()
+
+    @property
+    def alive(self) -> bool:
+        """Whether at least one sandbox of it is up."""
+        return self._pool is not None and self._pool.statistics().live > 0
+
+    def statistics(self) -> PoolStatistics | None:
+        """Its pool's counts; None while there is none."""
+        return self._pool.statistics() if self._pool is not None else None
+
+    def _pool_or_refuse(self) -> Pool:
+        if self._pool is None:
+            raise busy(f"the sandboxes of {self.environment} are being started")
+        return self._pool
+
+    async def _keep(self) -> None:
+        while True:
+            self._broken.clear()
+            try:
+                await self._serve()
+            except (RolloutError, OSError) as error:
+                if not self._up.done():
+                    raise
+                log.error("the sandboxes of %s ended: %s", self.environment, error)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _serve(self) -> None:
+        """One backend and one pool, until nothing can be started in them."""
+        backend = self._make()
+        run = RunId(f"serve-{uuid4().hex[:12]}")
+        backend.configure(run=run, with_solutions=False, logs=None, call_limit_s=self._step_s + GRACE_S)
+        async with backend, Pool(backend, self._size, _note) as pool:
+            self._pool = pool
+            if not self._up.done():
+                self._up.set_result(None)
+            try:
+                await self._broken.wait()
+            finally:
+                self._pool = None
+
+
+def _note(event: Event) -> None:
+    if isinstance(event, SandboxEnded):
+        log.warning("sandbox %s ended: %s", event.sandbox, event.failure.message)
