@@ -205,7 +205,8 @@ def _served(box: Box, asked: object) -> str:
 
 
 def _choice(body: type[Body]) -> str | None:
-    return "identity" if issubclass(body, Named) else None
+    """The field that tells a call of this route from one of the environment service's, where their paths are equal."""
+    return "identity" if issubclass(body, Named) else "sandbox_type" if body is Creation else None
 
 
 def _wrapped(handler: Callable[[Tenant, Any], Awaitable[object]]) -> Callable[[Tenant, Any], Awaitable[object]]:

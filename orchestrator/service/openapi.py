@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from orchestrator.service.routes import Route
 
+VERSION: Final = version("rollout-orchestrator")
 _REFUSALS: Final = {
     "400": "The request asks for what cannot be.",
     "401": "A bearer token is missing, or another one is wanted.",
@@ -39,7 +40,7 @@ def document(routes: Iterable[Route], *, bearer: bool) -> dict[str, Any]:
     schemes = {"bearer": {"type": "http", "scheme": "bearer"}} if bearer else {}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "rollout serve", "version": version("rollout-orchestrator")},
+        "info": {"title": "rollout serve", "version": VERSION},
         "paths": paths,
         "components": {"schemas": {"Detail": _DETAIL}, "securitySchemes": schemes},
     }
