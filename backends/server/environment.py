@@ -3,12 +3,16 @@
 `backends/environments/NAME/inside.py` defines `environment() -> Environment`. The server calls it once, then opens
 sessions on it. In isolation `shared` all sessions live in one process and one thread: a session must keep its state to
 itself and never touch module globals. `step` and `evaluate` may be plain functions, or coroutines where they wait.
+
+In isolation `process` each session lives in a child of its own, forked from a process that has done `preload` and
+nothing else: it may use globals, freeze clocks, change directories and die. There all of `open`, `step`, `evaluate` and
+`close` are plain functions, run in that child; `tasks` and `solution` run in the server, which never preloads.
 """
 
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import orjson
 
@@ -16,6 +20,7 @@ from backends.server.wire import ErrorCode, toolset_digest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
+    from pathlib import Path
 
 
 class EnvironmentFault(Exception):
@@ -135,4 +140,56 @@ class Environment(Protocol):
 
     def solution(self, task: str) -> Sequence[bytes]:
         """The known solution as actions, ending the episode. Raises EnvironmentFault where there is none."""
+        ...
+
+
+@runtime_checkable
+class Preloads(Protocol):
+    """An environment of isolation `process` that has something to load before its first session."""
+
+    def preload(self) -> None:
+        """Heavy imports and warm-up, once, in the process that every session's child is forked from.
+
+        What it leaves in memory all children share until they write to it, and can read: load no secrets here. It must
+        leave no thread running. Files that it leaves open are the children's too, one position for all of them. Folders
+        that sessions write to must exist when it returns. An exception ends the sandbox's start.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepsSecrets(Protocol):
+    """An environment of isolation `process` with files that a session's child must not touch, such as its answers."""
+
+    def secrets(self) -> Sequence[Path]:
+        """Files and folders whose contents no session's child, nor what it starts, can read or change.
+
+        Asked once, after `preload`. Paths that do not exist are passed over. Names and sizes stay visible. What did not
+        exist when it was asked and lies directly in a folder above a secret is closed to sessions as well: keep secrets
+        in few folders of their own. All else a session may do as its user may. Where the kernel has no means (Linux
+        before 5.13, other systems) nothing is closed, and the sandbox says so.
+        """
+        ...
+
+
+@runtime_checkable
+class Exports(Protocol):
+    """A session of isolation `process` that is graded elsewhere."""
+
+    def export(self) -> bytes:
+        """All that a grade depends on: idempotent, allowed mid-episode, changes nothing. At most 256 MiB."""
+        ...
+
+
+@runtime_checkable
+class GradesElsewhere(Protocol):
+    """An environment of isolation `process` whose sessions export their state, to be graded where no action ever ran."""
+
+    def grade(self, task: str, seed: int, options: Mapping[str, Any], state: bytes, params: Mapping[str, Any]) -> Grade:
+        """Grade a session by what its `export` gave, in a fresh child that may read the secrets and runs no action.
+
+        `task`, `seed` and `options` are those that it was opened with. `state` comes from where the agent's code runs,
+        and may hold anything: never unpickle or run it; what makes no sense of it is worth 0.0. Then the session's own
+        `evaluate` is not called.
+        """
         ...
