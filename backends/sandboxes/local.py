@@ -14,20 +14,16 @@ import os
 import resource
 import secrets
 import shutil
-import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
-import orjson
-
-from backends.environments.catalog import find, stage
-from backends.environments.data import VARIABLE as DATA
+from backends.environments.catalog import find
 from backends.environments.install import install
 from backends.sandboxes.link import LinkedSandbox
 from backends.sandboxes.listener import Listener
+from backends.sandboxes.process import Program, cpu_of, death, describe, end_of, kill, kill_group, labelled
 from backends.server.wire import MAX_BODY
 from orchestrator.errors import SandboxError, Unavailable, UsageError
 from orchestrator.protocols import SandboxLimits
@@ -41,7 +37,6 @@ if TYPE_CHECKING:
 
 START_S: Final = 60.0
 """A server must have dialled in after this many seconds."""
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _STRAY: Final = "pid-"
 """What the id of a server begins with that another process started."""
 UNSAFE_VARIABLE: Final = "ROLLOUT_UNSAFE_LOCAL"
@@ -96,9 +91,7 @@ class LocalBackend:
         self._listener = Listener()
         self._stack = AsyncExitStack()
         self._tasks: asyncio.TaskGroup | None = None
-        self._staged = Path()
-        self._data: Path | None = None
-        self._interpreter = Path()
+        self._program: Program | None = None
         self._dead_cpu_at_start = 0.0
         self._count = 0
 
@@ -112,9 +105,7 @@ class LocalBackend:
     async def __aenter__(self) -> Self:
         if self._auto_install and not self.spec.installed:
             await install(self.spec, progress=lambda line: None)
-        self._interpreter = self.spec.interpreter()
-        self._staged = stage(self.spec)
-        self._data = self.spec.data_folder
+        self._program = Program.of(self.spec)
         self._dead_cpu_at_start = _waited_cpu()
         async with AsyncExitStack() as stack:
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -147,9 +138,9 @@ class LocalBackend:
         server = self._servers.get(sandbox)
         if server is None:
             if sandbox.startswith(_STRAY):
-                _kill(int(sandbox.removeprefix(_STRAY)))
+                kill(int(sandbox.removeprefix(_STRAY)))
             return
-        _kill_group(server.process)
+        kill_group(server.process)
         await server.process.wait()
         if server.sandbox is not None:
             server.sandbox.condemn(Failure(FailureKind.SANDBOX_LOST, "call", "the sandbox was destroyed"))
@@ -161,61 +152,37 @@ class LocalBackend:
     async def owned_by(self, run: RunId) -> Sequence[SandboxId]:
         """See `Backend.owned_by`: servers whose command line carries the run's label, whoever started them."""
         named = {server.process.pid: server.id for server in self._servers.values()}
-        return [named.get(pid, SandboxId(f"{_STRAY}{pid}")) for pid in _labelled(run)]
+        return [named.get(pid, SandboxId(f"{_STRAY}{pid}")) for pid in labelled(run)]
 
     def cpu_seconds(self) -> float:
         """See `Backend.cpu_seconds`."""
-        live = sum(_process_cpu(server.process.pid) for server in self._servers.values())
+        live = sum(cpu_of(server.process.pid) for server in self._servers.values())
         return live + _waited_cpu() - self._dead_cpu_at_start
 
     async def _spawn(self, name: SandboxId, token: str) -> _Server:
         folder = self._listener.private / name
-        arguments = ["-s", "-m", "backends.server", "--environment", self.environment, "--run", self._run]
-        if self._with_solutions:
-            arguments.append("--with-solutions")
-        environ = {
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-            "HOME": str(folder),
-            "TMPDIR": str(folder),
-            "LANG": "C.UTF-8",
-            "TZ": "UTC",
-            "PYTHONPATH": str(self._staged),
-            "PYTHONHASHSEED": "0",  # the order of sets must not differ between servers: replay compares bytes
-            **({DATA: str(self._data)} if self._data else {}),
+        config = {
+            "socket": str(self._listener.socket),
+            "token": token,
+            "max_body": self._max_body,
+            "memory_mb": self._memory_mb,
         }
         try:
             folder.mkdir()
             with self._log(name) as log:
-                process = await asyncio.create_subprocess_exec(
-                    str(self._interpreter),
-                    *arguments,
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    cwd=folder,
-                    env=environ,
-                    start_new_session=True,  # a terminal's Ctrl-C is for the orchestrator alone
+                process = await self._need_program().spawn(
+                    folder, self._run, log, config, solutions=self._with_solutions
                 )
         except OSError as error:
             raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", str(error))) from error
         server = self._servers[name] = _Server(name, process, folder)
-        config = {
-            "socket": str(self._listener.socket),
-            "token": token,
-            "digest": self._staged.name,
-            "max_body": self._max_body,
-            "memory_mb": self._memory_mb,
-        }
-        if process.stdin is None:
-            raise UsageError("the server has no standard input")
-        process.stdin.write(orjson.dumps(config) + b"\n")
         return server
 
     async def _arrival(self, server: _Server, arrived: asyncio.Future[LinkedSandbox]) -> LinkedSandbox:
         """Wait for the hello, the process's end, or the deadline."""
         if self._tasks is None:
             raise UsageError("enter the backend first: `async with LocalBackend(...)`")
-        exited = self._tasks.create_task(_end_of(server.process), name=f"exit-{server.id}")
+        exited = self._tasks.create_task(end_of(server.process), name=f"exit-{server.id}")
         try:
             async with asyncio.timeout(START_S):
                 await asyncio.wait(_either(exited, arrived), return_when=asyncio.FIRST_COMPLETED)
@@ -223,10 +190,10 @@ class LocalBackend:
             message = f"the server did not answer within {START_S:g} s; see {self._log_path(server.id)}"
             raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", message)) from None
         if not arrived.done():
-            message = f"{_describe(exited.result())} while starting; see {self._log_path(server.id)}"
+            message = f"{describe(exited.result())} while starting; see {self._log_path(server.id)}"
             raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", message))
         sandbox = arrived.result()
-        started, serves = (self.environment, self._staged.name), (sandbox.info.name, sandbox.info.digest)
+        started, serves = (self.environment, self._need_program().digest), (sandbox.info.name, sandbox.info.digest)
         if serves != started:
             message = f"the server serves {' '.join(serves)}, but {' '.join(started)} was started"
             raise SandboxError(Failure(FailureKind.PROTOCOL, "start", message))
@@ -246,12 +213,15 @@ class LocalBackend:
         if not exited.done() and sandbox.ended.result().kind != FailureKind.PROTOCOL:
             await asyncio.wait({exited}, timeout=1.0)  # a death closes the connection first; the exit status says more
         if exited.done():
-            code = exited.result()
-            kind = FailureKind.SANDBOX_HUNG if code == -signal.SIGALRM else FailureKind.SANDBOX_LOST
-            sandbox.condemn(Failure(kind, "call", _describe(code)))
+            sandbox.condemn(death(exited.result()))
         else:
             sandbox.condemn(sandbox.ended.result())
-            _kill_group(server.process)
+            kill_group(server.process)
+
+    def _need_program(self) -> Program:
+        if self._program is None:
+            raise UsageError("enter the backend first: `async with LocalBackend(...)`")
+        return self._program
 
     def _linked(self, name: SandboxId, hello: Hello) -> LinkedSandbox:
         return LinkedSandbox(name, hello, limit_s=self._limit_s, max_body=self._max_body)
@@ -273,57 +243,6 @@ def _either(*futures: asyncio.Future[Any]) -> set[asyncio.Future[Any]]:
     return set(futures)
 
 
-async def _end_of(process: asyncio.subprocess.Process) -> int:
-    """The exit status; what the server had forked goes with it, however it died."""
-    code = await process.wait()
-    _kill(process.pid)
-    return code
-
-
-def _kill_group(process: asyncio.subprocess.Process) -> None:
-    """SIGKILL to the server's process group; gone already is success."""
-    if process.returncode is None:
-        _kill(process.pid)
-
-
-def _kill(leader: int) -> None:
-    try:
-        os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def _labelled(run: RunId) -> list[int]:
-    """Process ids of servers started for a run."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        if b"backends.server" in words and (b"--run", run.encode()) in pairwise(words):
-            found.append(int(path.parent.name))
-    return found
-
-
-def _describe(code: int) -> str:
-    """An exit status in words."""
-    if code == -signal.SIGALRM:
-        return "the server's own timer ended it: a step ran over its time limit"
-    if code < 0:
-        return f"the server died of {signal.Signals(-code).name}"
-    return f"the server exited with code {code}"
-
-
 def _waited_cpu() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
-
-
-def _process_cpu(pid: int) -> float:
-    """User + system seconds of a live process and its waited-for children; 0 when it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return sum(int(field) for field in fields[11:15]) / _TICKS

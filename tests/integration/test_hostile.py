@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class HostileBackend(LocalBackend):
 
     async def __aenter__(self) -> HostileBackend:
         await super().__aenter__()
-        self._staged = self._folder
+        self._program = replace(self._need_program(), staged=self._folder)
         return self
 
 
