@@ -1,8 +1,9 @@
-"""Where sandboxes dial in: a unix socket in a private directory, one token a sandbox.
+"""Where sandboxes dial in: a unix socket in a private directory, or a TCP port with TLS; one token a sandbox.
 
 Owns the socket and the backend's private directory. The socket (0666) lies in a folder (0711) inside a 0700 directory,
 so that any uid in a container that mounts the folder can connect, and nobody else can reach it. A sandbox that runs
-what it must not trust gets a door of its own, shut as soon as it has come in. A connection whose hello does not carry
+what it must not trust gets a door of its own, shut as soon as it has come in. Sandboxes on other machines dial a port
+whose certificate is made for this listener and told to them alone. A connection whose hello does not carry
 an expected token, or not in time, is closed. Used by backends as an async context manager; nothing is left behind at
 exit.
 """
@@ -12,15 +13,17 @@ from __future__ import annotations
 import asyncio
 import hmac
 import shutil
+import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import aiohttp
 import orjson
 from aiohttp import web
 
 from backends.sandboxes.private import private_directory
+from backends.sandboxes.tls import make
 from backends.server.wire import MAX_FRAME, PROTOCOL, Hello
 from orchestrator.errors import SandboxError, UsageError
 from orchestrator.types import Failure, FailureKind
@@ -35,6 +38,12 @@ HELLO_S: Final = 10.0
 SOCKET: Final = "orchestrator"
 """The socket's name in its folder."""
 _HELLO_CAP: Final = 4096
+_KEEPALIVE: Final = tuple(
+    (getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 4000))
+    if hasattr(socket, name)
+)
+"""Seconds, seconds, probes, milliseconds: a silent machine has gone after four seconds."""
 
 
 class _Expected:
@@ -71,10 +80,24 @@ class Door:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Listener:
-    """Accepts the sandboxes of one backend."""
+class Tcp(NamedTuple):
+    """A port to listen on beside the unix socket. `host` is the address that other machines reach; port 0 is any."""
 
-    def __init__(self) -> None:
+    host: str
+    port: int = 0
+    insecure: bool = False
+    """Without TLS: whoever can read the network reads the steps, and the tokens."""
+
+
+class Listener:
+    """Accepts the sandboxes of one backend; with `tcp`, those of other machines too."""
+
+    def __init__(self, tcp: Tcp | None = None) -> None:
+        self._tcp = tcp
+        self.url = ""
+        """Where sandboxes of other machines dial in; "" without `tcp`."""
+        self.certificate: str | None = None
+        """What they trust, in PEM; None where it is insecure."""
         self._expected: dict[str, _Expected] = {}
         self._stack = AsyncExitStack()
         self.private = Path()
@@ -98,6 +121,8 @@ class Listener:
             stack.push_async_callback(asyncio.wait, {opening})
             await asyncio.shield(opening)
             self.socket = door.socket
+            if self._tcp is not None:
+                await self._listen(runner, self._tcp)
             self._stack = stack.pop_all()
         return self
 
@@ -105,6 +130,19 @@ class Listener:
         for expected in self._expected.values():
             expected.arrived.cancel()
         await self._stack.aclose()
+
+    async def _listen(self, runner: web.AppRunner, tcp: Tcp) -> None:
+        context = None
+        if not tcp.insecure:
+            self.certificate, context = await asyncio.to_thread(make, self.private)
+        site = web.TCPSite(runner, tcp.host, tcp.port, ssl_context=context, backlog=1024)
+        try:
+            await site.start()
+        except OSError as error:
+            raise UsageError(f"cannot listen on {tcp.host}:{tcp.port} for sandboxes: {error.strerror}") from None
+        address = next(address for address in runner.addresses if not isinstance(address, str))
+        host = f"[{tcp.host}]" if ":" in tcp.host else tcp.host
+        self.url = f"{'http' if tcp.insecure else 'https'}://{host}:{address[1]}/"
 
     def door(self) -> Door:
         """One more socket, in a folder of its own that a container can mount; not open yet."""
@@ -125,28 +163,29 @@ class Listener:
             expected.arrived.cancel()
 
     async def _accept(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(max_msg_size=MAX_FRAME, compress=False, timeout=2.0)
+        wire = web.WebSocketResponse(max_msg_size=MAX_FRAME, compress=False, timeout=2.0)
         try:
-            await socket.prepare(request)
+            await wire.prepare(request)
         except ConnectionError:
-            return socket  # the peer died while it dialled in
-        sandbox = await self._greet(socket)
+            return wire  # the peer died while it dialled in
+        _watch_network(request)
+        sandbox = await self._greet(wire)
         if sandbox is None:
-            await socket.close(code=aiohttp.WSCloseCode.POLICY_VIOLATION, message=b"unknown sandbox")
-            return socket
+            await wire.close(code=aiohttp.WSCloseCode.POLICY_VIOLATION, message=b"unknown sandbox")
+            return wire
         failure = Failure(FailureKind.SANDBOX_LOST, "call", "the orchestrator closed the connection")
         try:
-            failure = await sandbox.run(socket)
+            failure = await sandbox.run(wire)
         finally:
             if not sandbox.ended.done():
                 sandbox.ended.set_result(failure)
-        await socket.close()
-        return socket
+        await wire.close()
+        return wire
 
-    async def _greet(self, socket: web.WebSocketResponse) -> LinkedSandbox | None:
+    async def _greet(self, wire: web.WebSocketResponse) -> LinkedSandbox | None:
         """Read the hello; the sandbox it belongs to, or None."""
         try:
-            text = await socket.receive_str(timeout=HELLO_S)
+            text = await wire.receive_str(timeout=HELLO_S)
             hello = read_hello(text)
         except (TimeoutError, TypeError, ValueError, aiohttp.WSMessageTypeError):
             return None
@@ -163,6 +202,16 @@ class Listener:
         sandbox = expected.make(hello)
         expected.arrived.set_result(sandbox)
         return sandbox
+
+
+def _watch_network(request: web.Request) -> None:
+    """Have the kernel find out that the other machine has gone: nothing else would, while no call is under way."""
+    transport = request.transport
+    connection = None if transport is None else transport.get_extra_info("socket")
+    if connection is not None and connection.family in {socket.AF_INET, socket.AF_INET6}:
+        for option, value in _KEEPALIVE:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def read_hello(text: str) -> Hello:

@@ -1,8 +1,9 @@
 """`python -m backends.server --environment NAME`: a sandbox. Dials out, serves sessions, dies with its owner.
 
-The first line of standard input is a JSON object: `socket` (a unix socket's path) or `url`, `token`, `digest`,
-optional `max_body` (bytes), `memory_mb`, `egress` (the socket of a proxy, to be reached at a port of loopback), and
-`guarded`: whether this process hides its memory and its files from others of the same user, as the agent's code may be.
+The first line of standard input is a JSON object: `socket` (a unix socket's path), or `url` and the `certificate` (PEM)
+that alone is trusted there; `token`, `digest`; optional `max_body` (bytes), `memory_mb`, `egress` (the socket of a
+proxy, to be reached at a port of loopback), and `guarded`: whether this process hides its memory and its files from
+others of the same user, as the agent's code may be.
 Standard input stays open for as long as the owner lives: its end, or the death of the parent process, ends the server
 at once. The command line never carries a secret.
 """
@@ -17,6 +18,7 @@ import importlib
 import os
 import resource
 import signal
+import ssl
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -88,7 +90,7 @@ def _owner_gone() -> None:
 async def _serve(environment: Environment, config: dict[str, Any], *, solutions: bool) -> None:
     asyncio.get_running_loop().add_reader(0, _owner_gone)
     path = config.get("socket")
-    connector = aiohttp.UnixConnector(path) if path else aiohttp.TCPConnector()
+    connector = aiohttp.UnixConnector(path) if path else aiohttp.TCPConnector(ssl=_trusted(config.get("certificate")))
     timeout = aiohttp.ClientWSTimeout(ws_close=5.0)
     async with (
         aiohttp.ClientSession(connector=connector) as http,
@@ -98,6 +100,15 @@ async def _serve(environment: Environment, config: dict[str, Any], *, solutions:
     ):
         await socket.send_str(orjson.dumps(_hello(environment, config)._asdict()).decode())
         await _Connection(environment, socket, config, solutions=solutions).run()
+
+
+def _trusted(certificate: str | None) -> ssl.SSLContext | bool:
+    """Trust the orchestrator's own certificate and nothing else; its address says nothing."""
+    if certificate is None:
+        return True
+    context = ssl.create_default_context(cadata=certificate)
+    context.check_hostname = False
+    return context
 
 
 def _hello(environment: Environment, config: dict[str, Any]) -> Hello:
