@@ -192,13 +192,16 @@ class ConversationView:
     """What an agent sees of its episode: lazy, read-only, parsed only as far as it is asked for.
 
     `.last` and `.turn` cost nothing. `.messages()` and `.joined_json()` parse each observation once and remember it.
-    The opening observation's messages come first, then each action and the messages it was answered with.
+    The opening observation's messages come first, then each action and the messages it was answered with. Where an
+    observation begins a new conversation, what was said before is gone from the view (the tools stay); `whole` keeps
+    it, for those who read the record of an episode.
     """
 
-    __slots__ = ("_added", "_buffer", "_joined", "_messages", "_read", "_tools_digest", "_toolset")
+    __slots__ = ("_added", "_buffer", "_joined", "_messages", "_read", "_tools_digest", "_toolset", "_whole")
 
-    def __init__(self, buffer: EpisodeBuffer, toolset: Mapping[str, bytes]) -> None:
+    def __init__(self, buffer: EpisodeBuffer, toolset: Mapping[str, bytes], *, whole: bool = False) -> None:
         self._buffer = buffer
+        self._whole = whole
         self._toolset = toolset
         self._read = buffer.body_start
         self._messages: list[dict[str, object]] = []
@@ -255,6 +258,9 @@ class ConversationView:
 
     def _observe(self, raw: bytes) -> None:
         body = parse_observation(raw)
+        if body.get("new_conversation") is True and not self._whole:
+            self._messages = []
+            self._joined = bytearray(b"[")
         messages = body.get("messages")
         for message in messages if isinstance(messages, list) else ():
             if not isinstance(message, dict):

@@ -127,7 +127,7 @@ class Run:
         return list(_turns(trajectory.buffer))
 
     def to_openai(self, trajectory: Trajectory) -> dict[str, Any]:
-        """The conversation as one row of OpenAI messages and tools, with its key and its result."""
+        """The whole episode as one row of OpenAI messages and tools, with its key and its result."""
         view = self._view(trajectory)
         return {
             "key": str(trajectory.key),
@@ -145,7 +145,7 @@ class Run:
         opening = next(_turns(trajectory.buffer), None)
         if opening is not None and opening.tools is not None and opening.tools not in self._toolsets:
             self._toolsets = self._store.toolsets()
-        return ConversationView(buffer, self._toolsets)
+        return ConversationView(buffer, self._toolsets, whole=True)
 
 
 def _readings(text: str) -> Iterator[EpisodeKey]:

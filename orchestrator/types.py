@@ -177,7 +177,10 @@ class Decision(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """A sandbox's answer to open or step: `body` is `{"messages": [...], "tools": digest?, "tools_added": [...]?}`."""
+    """A sandbox's answer to open or step.
+
+    `body` is `{"messages": [...], "tools": digest?, "tools_added": [...]?, "new_conversation": true?}`.
+    """
 
     body: bytes
     reward: float = 0.0

@@ -87,13 +87,19 @@ def observation(
     *,
     toolset: Toolset | None = None,
     tools_added: Sequence[object] = (),
+    new_conversation: bool = False,
 ) -> bytes:
-    """An observation's body: OpenAI messages, the opening tool set by digest, tools that appear now in full."""
+    """An observation's body: OpenAI messages, the opening tool set by digest, tools that appear now in full.
+
+    With `new_conversation` an agent is shown nothing of what was said before these messages; its tools stay.
+    """
     body: dict[str, Any] = {"messages": messages}
     if toolset is not None:
         body["tools"] = toolset.digest
     if tools_added:
         body["tools_added"] = tools_added
+    if new_conversation:
+        body["new_conversation"] = True
     return orjson.dumps(body)
 
 

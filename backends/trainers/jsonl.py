@@ -146,7 +146,7 @@ def _row(group: Group) -> dict[str, Any]:
 
 
 def _episode(trajectory: Trajectory) -> dict[str, Any]:
-    view = ConversationView(EpisodeBuffer.restore(trajectory.buffer), {})
+    view = ConversationView(EpisodeBuffer.restore(trajectory.buffer), {}, whole=True)
     return {
         "key": str(trajectory.key),
         "attempt": trajectory.attempt,

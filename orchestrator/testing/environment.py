@@ -219,9 +219,13 @@ async def _play(sandbox: Sandbox, task: str, actions: Sequence[bytes]) -> tuple[
 
 def _wellformed(sandbox: Sandbox, task: str, observation: Observation) -> None:
     """Messages with a role and text; tool sets that were announced, as lists of OpenAI functions."""
+    known = {"messages", "tools", "tools_added", "new_conversation"}
     body: Any = orjson.loads(observation.body)
-    fields = isinstance(body, dict) and body.keys() <= {"messages", "tools", "tools_added"} and "messages" in body
-    require(fields, f"{task}: an observation is messages, tools and tools_added: {observation.body[:200]!r}")
+    fields = isinstance(body, dict) and body.keys() <= known and "messages" in body
+    require(
+        fields,
+        f"{task}: an observation is messages, tools, tools_added and new_conversation: {observation.body[:200]!r}",
+    )
     for message in body["messages"]:
         _message(task, message)
     if (digest := body.get("tools")) is not None:

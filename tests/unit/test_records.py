@@ -172,6 +172,20 @@ class TestView:
         assert orjson.loads(view.joined_json()) == view.messages()
         assert (view.turn, view.last) == (2, shown(TOOL))
 
+    def test_a_new_conversation_hides_what_was_said_before_and_keeps_the_tools(self) -> None:
+        first = shown(USER, tools="digest")
+        anew = shown(TOOL, new_conversation=True)
+        for whole in (False, True):
+            buffer = recorded(first, [(Decision(orjson.dumps(CALL)), anew)], None)
+            view = ConversationView(buffer, {"digest": b'[{"name":"a"}]'}, whole=whole)
+            before = [USER, CALL] if whole else []
+            assert view.messages() == [*before, TOOL]
+            buffer.decide(Decision(orjson.dumps(CALL)))
+            buffer.observe(shown(USER))
+            assert view.messages() == [*before, TOOL, CALL, USER]
+            assert orjson.loads(view.joined_json()) == view.messages()
+            assert view.tools() == [{"name": "a"}]
+
     def test_an_action_is_joined_as_it_was_written(self) -> None:
         action = b'{ "role":"assistant",  "content":"a b" }'
         view = ConversationView(recorded(shown(USER), [(Decision(action), shown(TOOL))], None), {})

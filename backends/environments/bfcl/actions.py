@@ -52,6 +52,8 @@ class Message(NamedTuple):
     calls: list[Call | Malformed]
     as_text: bool
     """Whether the calls stood in the text; then their answers do too."""
+    text: str = ""
+    """The text of a message without calls, behind any thought."""
 
 
 def read(action: bytes) -> Message | Malformed:
@@ -70,7 +72,8 @@ def read(action: bytes) -> Message | Malformed:
     text = _text(message.get("content"))
     if text is None:
         return Malformed("", "content must be a string, a list of text parts, or null")
-    return Message(_read_all(_from_block, _blocks(text)), as_text=True)
+    calls = _read_all(_from_block, _blocks(text))
+    return Message(calls, True, "" if calls else text[_behind_thought(text) :].lstrip())
 
 
 def _read_all(reader: Callable[[Any, int], Call | Malformed], entries: Sequence[Any]) -> list[Call | Malformed]:

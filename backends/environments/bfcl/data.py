@@ -15,22 +15,27 @@ from backends.environments.bfcl import upstream
 from backends.server.environment import unknown_task
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _PREFIX = b'{"id": "'
 
 
 class Lines:
-    """Where each line of a JSON Lines file begins, and the ids of its lines in the file's order."""
+    """Where each line of a JSON Lines file begins, and the ids of its lines in the file's order.
+
+    Several categories may share a file, whose ids then begin with its `stem` instead of the category.
+    """
 
     __slots__ = ("_path", "_places", "ids")
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: Path, category: str) -> None:
+        stem = "memory" if category.startswith("memory_") else category
+        self._path = folder / f"BFCL_v4_{stem}.json"
         self._places: dict[str, tuple[int, int]] = {}
         start = 0
-        for line in path.read_bytes().splitlines(keepends=True):
-            self._places[_id(line)] = (start, len(line))
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            self._places[_id(line).replace(stem, category, 1)] = (start, len(line))
             start += len(line)
         self.ids = tuple(self._places)
 
@@ -57,12 +62,12 @@ def category_of(task: str) -> str:
 @cache
 def lines(category: str) -> Lines:
     """The entries of a category."""
-    return Lines(upstream.package() / "data" / f"BFCL_v4_{category}.json")
+    return Lines(upstream.package() / "data", category)
 
 
 @cache
 def _answers(category: str) -> Lines:
-    return Lines(upstream.package() / "data" / "possible_answer" / f"BFCL_v4_{category}.json")
+    return Lines(upstream.package() / "data" / "possible_answer", category)
 
 
 def entry(task: str) -> dict[str, Any]:
@@ -77,9 +82,16 @@ def entry(task: str) -> dict[str, Any]:
 
 
 def answer(task: str) -> list[Any]:
-    """A task's ground truth, fresh: calls per turn (multi-turn), or possible answers (single-turn)."""
+    """A task's ground truth, fresh: calls per turn (multi-turn), possible answers (single-turn), or texts (memory)."""
     found: list[Any] = _answers(category_of(task)).read(task)["ground_truth"]
     return found
+
+
+@cache
+def conversations(scenario: str) -> Sequence[Sequence[Sequence[dict[str, Any]]]]:
+    """The conversations that come before the questions of a memory's scenario: the user's messages of each turn."""
+    path = upstream.package() / "data" / "memory_prereq_conversation" / f"memory_{scenario}.json"
+    return [orjson.loads(line)["question"] for line in path.read_bytes().splitlines()]
 
 
 @cache

@@ -106,6 +106,17 @@ def single_turn(task: SingleTurnTask, calls: Sequence[Recorded] | None) -> Grade
     return _grade(_invalid(kind, message) if wrong else None, {})
 
 
+def agentic(task: str, answer: str | None) -> Grade:
+    """Grade the text that answers a memory's question; None or an empty one is wrong.
+
+    Details: `valid`, `error_type`, `error_message`.
+    """
+    if not answer:
+        return _grade(_invalid("agentic:no_last_message", "there is no message that answers the question"), {})
+    verdict = upstream.agentic_checker(answer, data.answer(task))
+    return _grade(None if verdict["valid"] else verdict, {})
+
+
 def _check_calls(task: SingleTurnTask, calls: Sequence[Recorded]) -> dict[str, Any]:
     decoded = [{call.name.replace(".", "_"): orjson.loads(call.arguments)} for call in calls]
     documents = data.entry(task.id)["function"]

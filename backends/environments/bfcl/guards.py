@@ -24,6 +24,10 @@ MAX_PATHS: Final = 256 * 1024
 """The length of all paths below a directory together that `find` and `du` may walk."""
 MAX_LEVELS: Final = 64
 """How deep they may go; a directory that was copied into itself has no end."""
+MAX_KEY: Final = 1_000
+"""The length of a memory's key, and of a search for one."""
+MAX_MEMORY: Final = 65_536
+"""The length that a memory of running text may grow to by replacing (upstream bounds what is put in, not the whole)."""
 
 
 def _power(_: object, arguments: Mapping[str, Any]) -> str | None:
@@ -74,6 +78,22 @@ def _du(files: Any, _: Mapping[str, Any]) -> str | None:
     return _walk(files._current_dir)  # noqa: SLF001 - upstream names it so
 
 
+def _short(name: str) -> Guard:
+    def guard(_: object, arguments: Mapping[str, Any]) -> str | None:
+        value = arguments.get(name)
+        refused = isinstance(value, str) and len(value) > MAX_KEY
+        return f"{name} must have at most {MAX_KEY} characters" if refused else None
+
+    return guard
+
+
+def _replace(memory: Any, arguments: Mapping[str, Any]) -> str | None:
+    old, new = str(arguments.get("old_text")), str(arguments.get("new_text"))
+    if len(memory.memory) + memory.memory.count(old) * (len(new) - len(old)) > MAX_MEMORY:
+        return f"the memory would have more than {MAX_MEMORY} characters; replace with a shorter text"
+    return None
+
+
 GUARDS: Final[Mapping[tuple[str, str], Guard]] = {
     ("MathAPI", "power"): _power,
     ("MathAPI", "logarithm"): _digits("precision"),
@@ -81,5 +101,10 @@ GUARDS: Final[Mapping[tuple[str, str], Guard]] = {
     ("MathAPI", "round_number"): _digits("decimal_places"),
     ("GorillaFileSystem", "find"): _find,
     ("GorillaFileSystem", "du"): _du,
+    ("MemoryAPI_kv", "core_memory_add"): _short("key"),
+    ("MemoryAPI_kv", "core_memory_key_search"): _short("query"),
+    ("MemoryAPI_kv", "archival_memory_add"): _short("key"),
+    ("MemoryAPI_kv", "archival_memory_key_search"): _short("query"),
+    ("MemoryAPI_rec_sum", "memory_replace"): _replace,
 }
 """Guards by (simulator, method)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from backends.environments.bfcl import dialect, solutions, splits, tasks
+from backends.environments.bfcl.memory import MemorySession
 from backends.environments.bfcl.session import MultiTurnSession, SingleTurnSession
 from backends.server.environment import EnvironmentFault, Reply, Tasks, observation
 from backends.server.wire import ErrorCode
@@ -26,8 +27,8 @@ class Bfcl:
     isolation: ClassVar[str] = "shared"
     deterministic: ClassVar[bool] = True
     runs_code: ClassVar[bool] = False
-    max_turns: ClassVar[int] = 8 * 21
-    """Upstream's longest tasks have 8 turns, and a turn ends with its 21st action at the latest."""
+    max_turns: ClassVar[int] = 109 * 21
+    """The longest tasks, of memory, have 109 turns of the user, and one ends with its 21st action at the latest."""
 
     def tasks(self, split: str) -> Tasks:
         """The tasks of a split; see `splits`. Raises EnvironmentFault."""
@@ -38,10 +39,15 @@ class Bfcl:
         text = _as_text(options)
         found = tasks.load(task)
         session: Session
-        if isinstance(found, tasks.MultiTurnTask):
-            session, messages = MultiTurnSession(found, text=text), found.turns[0]
-        else:
-            session, messages = SingleTurnSession(found), found.messages
+        messages: Sequence[Mapping[str, Any]]
+        match found:
+            case tasks.MultiTurnTask(turns=turns):
+                session, messages = MultiTurnSession(found, text=text), turns[0]
+            case tasks.MemoryTask():
+                session = MemorySession(found, text=text)
+                messages = session.opening()
+            case tasks.SingleTurnTask(messages=messages):
+                session = SingleTurnSession(found)
         if text and found.tools:
             return session, Reply(observation(dialect.opening(messages, found.tools)))
         return session, Reply(observation(messages, toolset=found.toolset), toolset=found.toolset)

@@ -2,7 +2,8 @@
 
 Multi-turn: the ground truth, one call a message; a turn of more calls than upstream's limit of steps puts several into
 each message; plain text ends every turn. Single-turn: a call for each possible answer, with the values that upstream's
-checker looks for first; plain text where no function fits; one call that fits its schema where any will do.
+checker looks for first; plain text where no function fits; one call that fits its schema where any will do. Memory:
+plain text ends every turn of the conversations, and the question is answered from the data, not from the memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import orjson
 
 from backends.environments.bfcl import data, upstream
 from backends.environments.bfcl.literals import source_literal
-from backends.environments.bfcl.tasks import MultiTurnTask
+from backends.environments.bfcl.tasks import MemoryTask, MultiTurnTask
 from backends.environments.bfcl.world import Recorded
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def actions(task: Task) -> list[bytes]:
     """The actions that play a task to its end."""
     if isinstance(task, MultiTurnTask):
         return [action for index, calls in enumerate(task.truth) for action in _turn(index, calls)]
+    if isinstance(task, MemoryTask):
+        return [*(_TURN_IS_OVER for turns in task.conversations[:-1] for _ in turns), _answer(task)]
     kind = task.category.removeprefix("live_")
     if kind == "irrelevance":
         return [_NOTHING_FITS]
@@ -38,6 +41,12 @@ def actions(task: Task) -> list[bytes]:
         function = task.tools[0]["function"]
         return [_message([Recorded(function["name"], orjson.dumps(_fitting(function["parameters"])))], "call_0")]
     return [_message(_possible_calls(task), "call_0")]
+
+
+def _answer(task: MemoryTask) -> bytes:
+    """The first possible answer, in the form that upstream's system message asks for."""
+    answer = {"answer": data.answer(task.id)[0], "context": "It was said in a conversation."}
+    return orjson.dumps({"role": "assistant", "content": str(answer)})
 
 
 def _turn(index: int, calls: Sequence[Recorded]) -> list[bytes]:

@@ -4,7 +4,8 @@ NAME is one of upstream's sub-types or one category. The order is the data's: ca
 as their file does. Train and val together are the whole split, without overlap; which of the two a task is in is a
 fixed function of its id, the same in every split: val holds every task whose `scenario` has a blake2b digest divisible
 by five, about a fifth. The four multi-turn variants of one scenario (base, miss_func, miss_param, long_context with
-the same number) stand on the same side, so that no training task gives away a validation task.
+the same number) stand on the same side, as do the memory variants (kv, vector, rec_sum) of one question, so that no
+training task gives away a validation task.
 """
 
 from __future__ import annotations
@@ -20,24 +21,21 @@ from backends.server.environment import Tasks, unavailable, unknown_split, unkno
 DEFAULT: Final = "multi_turn"
 
 _SEARCH: Final = "internet access, a SERPAPI_API_KEY and the packages requests, beautifulsoup4, html2text, serpapi"
-_MEMORY: Final = "its memory to be written in conversations before the question, and a store kept between them"
 NEEDS: Final = {
     "web_search_base": _SEARCH,
     "web_search_no_snippet": _SEARCH,
-    "memory_kv": f"{_MEMORY} (rank-bm25, numpy)",
-    "memory_vector": f"{_MEMORY} (sentence-transformers, faiss-cpu, a model to download)",
-    "memory_rec_sum": _MEMORY,
+    "memory_vector": "sentence-transformers, faiss-cpu and the model all-MiniLM-L6-v2, which must be downloaded",
     "format_sensitivity": "answers as text in each of upstream's prompt formats, not as tool calls",
 }
 """The categories that cannot run here, and what each needs."""
 
-_VARIANT: Final = re.compile(r"multi_turn_[a-z_]+_(\d+)")
+_VARIANT: Final = re.compile(r"(multi_turn|memory)_[a-z_]+_(\d+)(?:-[a-z]+-\d+)?")
 
 
 def scenario(task: str) -> str:
     """What a task shares with its variants: `multi_turn_7` for the four of them, else the task's own id."""
     variant = _VARIANT.fullmatch(task)
-    return f"multi_turn_{variant[1]}" if variant else task
+    return f"{variant[1]}_{variant[2]}" if variant else task
 
 
 def in_val(task: str) -> bool:
@@ -84,4 +82,4 @@ def check(task: str) -> str:
 def _count(category: str) -> int:
     if category == "format_sensitivity":
         return data.format_sensitivity_count() * upstream.prompt_formats()
-    return data.count("web_search" if category.startswith("web_search") else "memory")
+    return data.count("web_search") if category.startswith("web_search") else len(data.lines(category).ids)

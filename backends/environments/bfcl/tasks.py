@@ -62,7 +62,22 @@ class SingleTurnTask:
     """None where the question comes without a function."""
 
 
-Task = MultiTurnTask | SingleTurnTask
+@dataclass(frozen=True, slots=True)
+class MemoryTask:
+    """A question about what was said in conversations. All questions of a scenario share its conversations."""
+
+    id: str
+    category: str
+    scenario: str
+    memory: str
+    """The simulator that is the agent's memory."""
+    conversations: Sequence[Sequence[Sequence[Json]]]
+    """The messages from the user of each turn of each conversation; the last conversation is the question."""
+    tools: Sequence[Json]
+    toolset: Toolset
+
+
+Task = MultiTurnTask | SingleTurnTask | MemoryTask
 
 
 @lru_cache(maxsize=KEPT)
@@ -70,6 +85,8 @@ def load(task: str) -> Task:
     """A task by its id. Raises EnvironmentFault: unknown, or it cannot run here."""
     category = splits.check(task)
     entry = data.entry(task)
+    if category.startswith("memory"):
+        return _memory(task, entry, category)
     return _multi_turn(entry) if category.startswith("multi_turn") else _single_turn(entry, category)
 
 
@@ -104,3 +121,18 @@ def _opening(simulators: tuple[str, ...], held_out: tuple[str, ...]) -> tuple[Se
 def _single_turn(entry: Json, category: str) -> SingleTurnTask:
     tools = upstream.openai_tools(entry["id"], entry["function"])
     return SingleTurnTask(entry["id"], category, entry["question"][0], tools, Toolset(tools) if tools else None)
+
+
+def _memory(task: str, entry: Json, category: str) -> MemoryTask:
+    memory = category.replace("memory", "MemoryAPI", 1)
+    (question,) = entry["question"]
+    tools, toolset = _opening((memory,), ())
+    return MemoryTask(
+        id=task,
+        category=category,
+        scenario=entry["scenario"],
+        memory=memory,
+        conversations=[*data.conversations(entry["scenario"]), [upstream.with_answer_format(question)]],
+        tools=tools,
+        toolset=toolset,
+    )

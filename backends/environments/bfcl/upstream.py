@@ -1,8 +1,9 @@
 """The one door to `bfcl_eval`: all that this environment takes from upstream's code comes through here.
 
 Upstream's modules also reach for vendors' SDKs, parsers and lock files, and make folders beside the package when
-imported. Nothing used here needs any of that, so those modules get empty stand-ins before the first import: nothing
-is written, nothing heavy is loaded. Every import happens at first use, which keeps the start of a sandbox short.
+imported. Nothing used here needs any of that, so those modules get empty stand-ins before the first import (the index
+that memories search by gets one that works, `ranking`): nothing is written, nothing heavy is loaded. Every import
+happens at first use, which keeps the start of a sandbox short.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
+from backends.environments.bfcl.ranking import BM25Plus
 from backends.server.environment import unavailable
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ MODEL: Final = "rollout"
 
 _STAND_INS: Final[dict[str, dict[str, Any]]] = {
     "filelock": {"FileLock": object},
+    "overrides": {"final": lambda member: member},
+    "rank_bm25": {"BM25Plus": BM25Plus},
     "tenacity": dict.fromkeys(
         ("retry", "retry_if_exception_message", "retry_if_exception_type", "wait_random_exponential")
     ),
@@ -93,8 +97,11 @@ def simulator(name: str) -> type[Any]:
 
 
 def stateless(simulator: str) -> bool:
-    """Whether a simulator takes no configuration."""
-    return simulator in _module("constants.executable_backend_config").STATELESS_CLASSES
+    """Whether a simulator takes no configuration: upstream says so, or it is a memory, which starts empty here."""
+    return (
+        simulator.startswith("MemoryAPI_")
+        or simulator in _module("constants.executable_backend_config").STATELESS_CLASSES
+    )
 
 
 def extension(name: str) -> Mapping[str, Any]:
@@ -128,6 +135,30 @@ def response_checker(model: Sequence[str], truth: Sequence[str], turn: int) -> d
     """Whether the results of the truth's calls are all among the model's so far."""
     check = _module("eval_checker.multi_turn_eval.multi_turn_checker").response_checker
     verdict: dict[str, Any] = check(model, truth, turn)
+    return verdict
+
+
+def with_answer_format(question: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A memory's question behind upstream's system message about the form of the answer."""
+    entry: dict[str, Any] = {"id": "memory_kv_0", "question": [[dict(message) for message in question]]}
+    _module("utils").process_agentic_test_case([entry])
+    messages: list[dict[str, Any]] = entry["question"][0]
+    return messages
+
+
+def with_memory(
+    messages: Sequence[Mapping[str, Any]], category: str, scenario: str, memory: Any
+) -> list[dict[str, Any]]:
+    """A conversation's first messages behind upstream's system prompt, which shows what a memory holds now."""
+    copies = [dict(message) for message in messages]
+    _module("model_handler.utils").add_memory_instruction_system_prompt([copies], category, scenario, memory)
+    return copies
+
+
+def agentic_checker(text: str, answers: Sequence[str]) -> dict[str, Any]:
+    """Whether one of the answers stands in the text; `valid`, `error_type`, `error_message`."""
+    check = _module("eval_checker.agentic_eval.agentic_checker").agentic_checker
+    verdict: dict[str, Any] = check(text, answers)
     return verdict
 
 

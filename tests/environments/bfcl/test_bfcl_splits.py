@@ -23,19 +23,28 @@ COUNTS = {
 }
 """Tasks of each sub-type, those that are left out included."""
 LEFT_OUT = {
-    "memory_kv": 155,
     "memory_vector": 155,
-    "memory_rec_sum": 155,
     "web_search_base": 100,
     "web_search_no_snippet": 100,
     "format_sensitivity": 5200,
 }
+MEMORIES = ("memory_kv", "memory_rec_sum")
 CATEGORIES = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 
 
 @pytest.fixture(scope="module")
 def splits(inside: Inside) -> dict[str, Any]:
-    names = [*COUNTS, *LEFT_OUT, *CATEGORIES, "simple_java", "live_relevance", "memory", "web_search", "agentic"]
+    names = [
+        *COUNTS,
+        *LEFT_OUT,
+        *MEMORIES,
+        *CATEGORIES,
+        "simple_java",
+        "live_relevance",
+        "memory",
+        "web_search",
+        "agentic",
+    ]
     wrong = ["", "nonsense", "multi_turn:test", "multi_turn:", ":train"]
     asked = [*(f"{name}{side}" for name in names for side in ("", ":train", ":val")), *wrong]
     told = inside("drive", stdin=json.dumps([["tasks", split] for split in asked]))
@@ -61,7 +70,7 @@ def test_the_order_is_the_datas_and_multi_turn_the_default(splits: dict[str, Any
 
 def test_train_and_val_part_every_split_the_same_way(splits: dict[str, Any]) -> None:
     val = set(splits["all:val"]["ids"])
-    for name in (*COUNTS, *CATEGORIES, "simple_java", "live_relevance"):
+    for name in (*COUNTS, *MEMORIES, *CATEGORIES, "simple_java", "live_relevance", "memory", "agentic"):
         whole, train, rest = (splits[f"{name}{side}"]["ids"] for side in ("", ":train", ":val"))
         assert [task for task in whole if task not in val] == train
         assert [task for task in whole if task in val] == rest
@@ -77,7 +86,16 @@ def test_variants_of_a_scenario_stand_on_one_side(splits: dict[str, Any]) -> Non
     assert len(sides["train"] | sides["val"]) == 200
 
 
-@pytest.mark.parametrize("name", [*LEFT_OUT, "memory", "web_search", "agentic"])
+def test_memories_ask_the_same_questions_and_a_question_stands_on_one_side(splits: dict[str, Any]) -> None:
+    for side in ("", ":train", ":val"):
+        kv, rec_sum = (splits[f"{name}{side}"]["ids"] for name in MEMORIES)
+        assert [task.replace("memory_kv", "memory_rec_sum") for task in kv] == rec_sum
+        assert splits[f"memory{side}"]["ids"] == kv + rec_sum == splits[f"agentic{side}"]["ids"]
+        assert splits[f"memory{side}"]["left_out"].keys() == {"memory_vector"}
+    assert splits["memory_kv"]["ids"][::154] == ["memory_kv_0-customer-0", "memory_kv_154-notetaker-24"]
+
+
+@pytest.mark.parametrize("name", [*LEFT_OUT, "web_search"])
 def test_what_cannot_run_here_says_what_it_needs(splits: dict[str, Any], name: str) -> None:
     for side in ("", ":train", ":val"):
         told = splits[f"{name}{side}"]
@@ -101,7 +119,10 @@ def test_unknown_tasks_and_options_are_refused(inside: Inside) -> None:
         ["open", "a", "nonsense"],
         ["open", "a", ""],
         ["open", "a", "../multi_turn_base_0"],
-        ["open", "a", "memory_kv_0-customer-0"],
+        ["open", "a", "memory_vector_0-customer-0"],
+        ["open", "a", "memory_0-customer-0"],
+        ["open", "a", "memory_kv_0-customer-1"],
+        ["open", "a", "memory_kv_prereq_0-customer-0"],
         ["open", "a", "format_sensitivity_0:x:live_simple_0-0-0"],
         ["open", "a", "multi_turn_base_0", {"dialect": "klingon"}],
         ["open", "a", "multi_turn_base_0", {"colour": 1}],
@@ -110,7 +131,9 @@ def test_unknown_tasks_and_options_are_refused(inside: Inside) -> None:
     told = inside("drive", stdin=json.dumps(commands))
     assert [fault["fault"] for fault in told] == [
         *["unknown_task"] * 4,
-        *["unavailable"] * 2,
+        "unavailable",
+        *["unknown_task"] * 3,
+        "unavailable",
         *["bad_request"] * 2,
         "unknown_task",
     ]
