@@ -29,10 +29,15 @@ class NoRoute(UsageError):
     """The server does not have this route."""
 
 
-class Channel:
-    """Posts to one server. `timeout` is in seconds, for a whole request."""
+class Unreachable(SandboxError):
+    """Nothing was sent: no connection to the server could be made."""
 
-    def __init__(self, base_url: str, *, token: str | None, timeout: float) -> None:
+
+class Channel:
+    """Posts to one server. `timeout` is in seconds, for a whole request; `socket` is the path of a unix socket that it
+    listens on, and then `base_url` is only what it is called."""
+
+    def __init__(self, base_url: str, *, token: str | None, timeout: float, socket: str | None = None) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise UsageError(f"base_url must begin with http:// or https://, not {base_url!r}")
         self.base_url = base_url.rstrip("/")
@@ -40,28 +45,28 @@ class Channel:
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._socket = socket
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to a POST. Raises NoRoute, UsageError, Unavailable, SandboxError. Cancelled: it may have run."""
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0)  # whoever calls bounds what is under way
-            self._session = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers, connector=connector)
         try:
             data = orjson.dumps(body)
         except TypeError as error:
             raise UsageError(f"the arguments of {route} must be JSON: {error}") from None
         try:
-            async with self._session.post(f"{self.base_url}/{route}", data=data) as response:
+            async with self._connected().post(f"{self.base_url}/{route}", data=data) as response:
                 answer = await _read(response)
                 if response.status != 200:
                     raise self._refusal(route, response, answer)
         except TimeoutError:
             message = f"{self.base_url} did not answer {route} within {self._timeout.total:g} s"
             raise SandboxError(Failure(FailureKind.SANDBOX_HUNG, route, message)) from None
+        except aiohttp.ClientConnectorError as error:
+            raise Unreachable(_lost(route, f"{self.base_url} cannot be reached: {error}")) from None
         except aiohttp.ClientError as error:
-            message = f"{self.base_url} cannot be reached, or broke off: {str(error) or type(error).__name__}"
-            raise SandboxError(Failure(FailureKind.SANDBOX_LOST, route, message, retryable=True)) from None
+            message = f"{self.base_url} broke off: {str(error) or type(error).__name__}"
+            raise SandboxError(_lost(route, message)) from None
         try:
             value = orjson.loads(answer)
         except orjson.JSONDecodeError:
@@ -70,6 +75,22 @@ class Channel:
             message = f"{self.base_url} answered {route} with what is not a JSON object; is it a server of sandboxes?"
             raise SandboxError(Failure(FailureKind.PROTOCOL, route, message))
         return value
+
+    async def alive(self, within_s: float) -> bool:
+        """Whether the server says that it is well, within so many seconds."""
+        limit = aiohttp.ClientTimeout(total=within_s)
+        try:
+            async with self._connected().get(f"{self.base_url}/healthz", timeout=limit) as response:
+                return response.status == 200
+        except (TimeoutError, aiohttp.ClientError):
+            return False
+
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector: aiohttp.BaseConnector  # without a bound: whoever calls bounds what is under way
+            connector = aiohttp.UnixConnector(self._socket, limit=0) if self._socket else aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers, connector=connector)
+        return self._session
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -90,6 +111,10 @@ class Channel:
         if 400 <= status < 500 or _FORWARDED.search(words):
             return UsageError(f"{route}: {words or status}")
         return SandboxError(Failure(FailureKind.ENVIRONMENT, route, f"{self.base_url} failed: {words or status}"))
+
+
+def _lost(route: str, message: str) -> Failure:
+    return Failure(FailureKind.SANDBOX_LOST, route, message, retryable=True)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

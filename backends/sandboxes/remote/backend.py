@@ -10,31 +10,23 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Self
 
 import aiohttp
 
 from backends.agentscope.http import Channel
-from backends.environments.catalog import find
-from backends.sandboxes.local import LocalBackend
-from backends.sandboxes.remote.instances import ServiceSandbox
+from backends.sandboxes.remote.instances import Admission, ServiceSandbox, described
+from backends.sandboxes.remote.known import Known, is_deterministic
 from backends.sandboxes.remote.wired import WiredSandbox, connect
-from orchestrator.errors import SandboxError, UnknownName, UsageError
+from orchestrator.errors import SandboxError, UsageError
 from orchestrator.protocols import SandboxLimits
-from orchestrator.types import EnvironmentInfo, Failure, FailureKind, RunId, SandboxId
+from orchestrator.types import Failure, FailureKind, RunId, SandboxId
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from backends.sandboxes.link import LinkedSandbox
-
 REQUEST_S: Final = 300.0
 """A creation may wait long at a busy service; steps have the run's own limit."""
-CREATIONS: Final = 4
-"""Creations under way at once: the service starts a process for each, and as many at a time as it has cores."""
-MAX_TURNS: Final = 200
-"""Actions an episode: the service itself has no bound."""
 
 
 class RemoteBackend:
@@ -64,39 +56,26 @@ class RemoteBackend:
         self._http: aiohttp.ClientSession | None = None
         self._limit_s = REQUEST_S
         self._channel = Channel(base_url, token=token, timeout=REQUEST_S)
-        self._deterministic = _deterministic(environment) if deterministic is None else deterministic
-        self._max_instances = max_instances
+        self._deterministic = is_deterministic(environment) if deterministic is None else deterministic
+        self._known = Known(environment, solutions)
         self._run = RunId("")
-        self._with_solutions = False
-        self._given = solutions
-        self._known = LocalBackend(environment) if solutions is None and _is_known(environment) else None
-        self._source: LinkedSandbox | None = None
-        self._starting = asyncio.Lock()
         self._sandboxes: dict[SandboxId, ServiceSandbox | WiredSandbox] = {}
         self._count = 0
-        self._slots = asyncio.Semaphore(max_instances)
-        self._creations = asyncio.Semaphore(CREATIONS)
+        self._admission = Admission(max_instances)
         self._stack = AsyncExitStack()
 
     def configure(self, *, run: RunId, with_solutions: bool, logs: str | None, call_limit_s: float) -> None:
         """See `Backend.configure`. Raises UsageError where solutions are asked for and nobody here has them."""
-        if with_solutions and self._known is None and self._given is None:
-            raise UsageError(
-                f"no environment {self.environment!r} on this machine knows solutions: choose another policy"
-            )
+        self._known.configure(run=run, with_solutions=with_solutions, logs=logs, call_limit_s=call_limit_s)
         self._run = run
-        self._with_solutions = with_solutions
         self._limit_s = call_limit_s
-        if self._known is not None:
-            self._known.configure(run=run, with_solutions=with_solutions, logs=logs, call_limit_s=call_limit_s)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._channel.close)
             headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
             self._http = await stack.enter_async_context(aiohttp.ClientSession(headers=headers))
-            if self._with_solutions and self._known is not None:
-                await stack.enter_async_context(self._known)
+            await stack.enter_async_context(self._known)
             stack.push_async_callback(self._drain)
             self._stack = stack.pop_all()
         return self
@@ -114,22 +93,15 @@ class RemoteBackend:
         if wired is None:
             return await self._create_on_service(name)
         self._sandboxes[name] = wired
-        if self._with_solutions:
-            wired.solutions = self._solution
+        if self._known.asked:
+            wired.solutions = self._known.solution
         return wired
 
     async def _create_on_service(self, name: SandboxId) -> ServiceSandbox:
         """Asks the service for its tasks, which it can only answer when it works."""
-        info = EnvironmentInfo(
-            name=self.environment,
-            digest=blake2b(f"env_service {self.environment}".encode(), digest_size=8).hexdigest(),
-            isolation="process",
-            deterministic=self._deterministic,
-            runs_code=False,
-            max_turns=MAX_TURNS,
-        )
-        solutions = self._solution if self._with_solutions else None
-        sandbox = ServiceSandbox(name, info, self._channel, self._slots, self._creations, solutions)
+        info = described(self.environment, self.environment, deterministic=self._deterministic)
+        solutions = self._known.solution if self._known.asked else None
+        sandbox = ServiceSandbox(name, info, self._channel, self._admission, solutions)
         try:
             await sandbox.tasks("")
         except UsageError as error:
@@ -156,27 +128,7 @@ class RemoteBackend:
         """See `Backend.cpu_seconds`: a server does not tell, and it is not of this machine."""
         return 0.0
 
-    async def _solution(self, task: str) -> Sequence[bytes]:
-        if self._given is not None:
-            return self._given[task]
-        async with self._starting:
-            if self._known is not None and (self._source is None or self._source.lost.done()):
-                self._source = await self._known.create()
-        assert self._source is not None
-        return await self._source.solution(task)
-
     async def _drain(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             for name in list(self._sandboxes):
                 tasks.create_task(self.destroy(name), name=f"destroy-{name}")
-
-
-def _is_known(environment: str) -> bool:
-    try:
-        return not find(environment).runs_code
-    except UnknownName:
-        return False
-
-
-def _deterministic(environment: str) -> bool:
-    return _is_known(environment) and find(environment).deterministic

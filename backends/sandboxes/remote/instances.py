@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -17,20 +18,44 @@ from backends.sandboxes.remote.messages import as_text, graded, malformed, opene
 from backends.server.wire import ErrorCode
 from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, Unavailable, UnknownName, UsageError
 from orchestrator.protocols import SandboxStatistics
-from orchestrator.types import Failure, FailureKind, TaskList
+from orchestrator.types import EnvironmentInfo, Failure, FailureKind, TaskList
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from orchestrator.types import EnvironmentInfo, EpisodeSpec, Evaluation, Observation, SandboxId
+    from orchestrator.types import EpisodeSpec, Evaluation, Observation, SandboxId
 
 log = logging.getLogger(__name__)
 
+CREATIONS: Final = 4
+"""Creations under way at once: the service starts a process for each, and as many at a time as it has cores."""
+MAX_TURNS: Final = 200
+"""Actions an episode: the service itself has no bound."""
 _RELEASES: Final = 3
 """How often a release is tried: it may be repeated, unlike a step."""
 _RELEASE_PAUSE_S: Final = 0.5
 _GONE: Final = "not found"
 _DIED: Final = ("ActorDiedError", "ActorUnavailableError", "The actor died", "actor is dead", "WorkerCrashedError")
+
+
+class Admission:
+    """What all sandboxes of one service share: how many instances live, and how many are being created."""
+
+    def __init__(self, instances: int) -> None:
+        self.slots = asyncio.Semaphore(instances)
+        self.creations = asyncio.Semaphore(CREATIONS)
+
+
+def described(environment: str, identity: str, *, deterministic: bool) -> EnvironmentInfo:
+    """What a service of AgentScope's does not say of itself; `identity` is all that is known of its content."""
+    return EnvironmentInfo(
+        name=environment,
+        digest=blake2b(f"env_service {identity}".encode(), digest_size=8).hexdigest(),
+        isolation="process",
+        deterministic=deterministic,
+        runs_code=False,
+        max_turns=MAX_TURNS,
+    )
 
 
 class ServiceSandbox:
@@ -41,8 +66,7 @@ class ServiceSandbox:
         sandbox: SandboxId,
         info: EnvironmentInfo,
         channel: Channel,
-        slots: asyncio.Semaphore,
-        creations: asyncio.Semaphore,
+        admission: Admission,
         solutions: Callable[[str], Awaitable[Sequence[bytes]]] | None,
     ) -> None:
         self.id = sandbox
@@ -50,8 +74,7 @@ class ServiceSandbox:
         self.channel = channel
         self.lost: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         self.worn = False
-        self._slots = slots
-        self._creations = creations
+        self._admission = admission
         self._solutions = solutions
         self._live: set[ServiceSession] = set()
         self._releases: dict[asyncio.Task[None], str] = {}
@@ -60,7 +83,7 @@ class ServiceSandbox:
 
     async def open(self, spec: EpisodeSpec) -> tuple[ServiceSession, Observation]:
         """See `Sandbox.open`. Cancelled: the creation goes on to its end, and what it made is released."""
-        await self._slots.acquire()
+        await self._admission.slots.acquire()
         session = ServiceSession(self, f"rollout_{uuid4().hex}", spec.step_timeout_s)
         self._live.add(session)
         try:
@@ -73,7 +96,7 @@ class ServiceSandbox:
             raise
 
     async def _create(self, session: ServiceSession, spec: EpisodeSpec) -> Observation:
-        async with self._creations:
+        async with self._admission.creations:
             body = {"env_type": self.info.name, "task_id": spec.task, "params": dict(spec.options)}
             try:
                 return opened(await self.call("open", "create", session.id, body))
@@ -158,7 +181,7 @@ class ServiceSandbox:
                 await asyncio.sleep(_RELEASE_PAUSE_S)
             log.error("instance %s is left to the service's own idle clean-up", session.id)
         finally:
-            self._slots.release()
+            self._admission.slots.release()
 
     async def drain(self) -> None:
         """Release every instance and wait until that is done."""
