@@ -33,7 +33,7 @@ ISOLATIONS: Final = ("shared", "process")
 
 _BACKENDS = FOLDER.parent
 _TEXTS = {"name": str, "description": str, "licence": str, "isolation": str, "deterministic": bool, "runs_code": bool}
-_LISTS = ("requirements", "requirements_no_deps", "egress", "data_files")
+_LISTS = ("requirements", "requirements_no_deps", "setup", "download", "egress", "data_files")
 _DATA = "data"
 _RESOURCES = "resources"
 
@@ -76,12 +76,16 @@ class EnvironmentSpec:
     deterministic: bool
     runs_code: bool
     resources: Resources = Resources()
+    setup: tuple[str, ...] = ()
+    """Arguments of its venv's Python, run once when its packages are in; they may write into the venv."""
+    download: tuple[str, ...] = ()
+    """Arguments of its venv's Python that download its data into the working directory."""
     egress: tuple[str, ...] = ()
     """Destinations (`HOST:PORT`) that its sandboxes may reach, where the backend walls them off."""
     data: str = ""
     """What data it takes and where that is to be had, for people; empty for one that takes none."""
     data_files: tuple[str, ...] = ()
-    """The files that its data must have, below their folder; none named: any."""
+    """The files that its data must have, below their folder, or patterns that must fit some; none named: any."""
     source: str = BUILT_IN
     """Who brings it: the project, or another distribution."""
 
@@ -97,9 +101,10 @@ class EnvironmentSpec:
 
     @property
     def requirements_digest(self) -> str:
-        """16 hex digits over the requirement lists and the Python they are installed for."""
+        """16 hex digits over all that makes its venv, and the Python it is made for."""
         python = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
-        return _hash(python, *self.requirements, "--no-deps", *self.requirements_no_deps)
+        setup = ("--setup", *self.setup) if self.setup else ()
+        return _hash(python, *self.requirements, "--no-deps", *self.requirements_no_deps, *setup)
 
     @property
     def venv(self) -> Path | None:

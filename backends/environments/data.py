@@ -40,8 +40,8 @@ def digest_of(folder: Path | None) -> str:
 def register(spec: EnvironmentSpec, source: Path, base: Path, progress: Callable[[str], None]) -> Path:
     """Copy `source` (a folder, or one file of an environment that needs one) and make it the environment's data.
 
-    Copies the declared `data_files`, or every file where none are declared; complete as soon as it is visible. Raises
-    UsageError for an environment that takes no data, and names the files that are missing; OSError.
+    Copies what the declared `data_files` fit, or every file where none are declared; complete as soon as it is
+    visible. Raises UsageError for an environment that takes no data, and names the files that are missing; OSError.
     """
     if not spec.data:
         raise UsageError(f"environment {spec.name!r} takes no data: it brings all that it needs")
@@ -69,14 +69,21 @@ def _wanted(spec: EnvironmentSpec, source: Path) -> dict[str, Path]:
         return {source.name: source}
     if not source.is_dir():
         raise UsageError(f"{source} is no folder; {spec.name} needs {_needs(spec.data_files)}: {spec.data}")
-    if missing := [name for name in spec.data_files if not (source / name).is_file()]:
-        raise UsageError(f"{source} lacks {', '.join(missing)}; {spec.name} needs: {spec.data}")
     if spec.data_files:
-        return {name: source / name for name in sorted(spec.data_files)}
-    found = {path.relative_to(source).as_posix(): path for path in source.rglob("*") if path.is_file()}
+        matches = {pattern: _matching(source, pattern) for pattern in spec.data_files}
+        if missing := [pattern for pattern, found in matches.items() if not found]:
+            raise UsageError(f"{source} lacks {', '.join(missing)}; {spec.name} needs: {spec.data}")
+        return dict(sorted((name, path) for found in matches.values() for name, path in found.items()))
+    found = _matching(source, "**")
     if not found:
         raise UsageError(f"{source} is empty; {spec.name} needs: {spec.data}")
     return dict(sorted(found.items()))
+
+
+def _matching(source: Path, pattern: str) -> dict[str, Path]:
+    """The files below `source` that a pattern fits; `**` at its end is all that lies below."""
+    paths = source.glob(f"{pattern}/*" if pattern.endswith("**") else pattern)
+    return {path.relative_to(source).as_posix(): path for path in paths if path.is_file()}
 
 
 def _needs(names: Sequence[str]) -> str:

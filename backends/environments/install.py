@@ -10,23 +10,23 @@ import asyncio
 import contextlib
 import fcntl
 import importlib.util
-import os
 import shutil
-import signal
 import sys
 from typing import IO, TYPE_CHECKING, Final
 
+from backends.environments.commands import last_lines, run, secluded, users
 from orchestrator.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from backends.environments.catalog import EnvironmentSpec
 
 DEADLINE_S: Final = 900.0
 _LOCK_POLL_S: Final = 0.2
-_TAIL: Final = 8
+_AWAY: Final = ".home"
+"""Where a package's own set-up writes what it would put into the user's home; removed with it."""
 
 
 async def install(spec: EnvironmentSpec, *, progress: Callable[[str], None], deadline_s: float = DEADLINE_S) -> Path:
@@ -83,56 +83,30 @@ async def _build(spec: EnvironmentSpec, venv: Path, log: Path, lock: int, progre
     make = [sys.executable, "-m", "venv", *(["--without-pip"] if hosts_pip else []), str(building)]
     # the host's pip can fill another venv: that saves the seconds that a pip of its own would take
     pip = [sys.executable, "-P", "-m", "pip", "--python", str(python)] if hosts_pip else [str(python), "-m", "pip"]
-    stages: list[tuple[str, list[str]]] = [("making a venv", make)]
+    away = building / _AWAY
+    stages: list[tuple[str, list[str], dict[str, str]]] = [("making a venv", make, users())]
     for packages, flags in ((spec.requirements, []), (spec.requirements_no_deps, ["--no-deps"])):
         if packages:
-            stages.append((f"installing {', '.join(packages)}", [*pip, "install", *flags, *packages]))
+            stages.append((f"installing {', '.join(packages)}", [*pip, "install", *flags, *packages], users()))
+    if spec.setup:
+        stages.append(("setting up", [str(python), "-I", *spec.setup], secluded(away)))
     try:
         with await asyncio.to_thread(log.open, "wb") as output:
-            for stage, command in stages:
+            for stage, command, variables in stages:
                 progress(f"{spec.name}: {stage}")
-                status = await _run(command, output, lock)
+                # it holds the lock too: where the installer is killed, the next one waits until this has ended
+                status = await run(command, output, variables, holds=(lock,))
                 if status != 0:
                     raise await _failed(spec, f"{stage} ended with status {status}", log)
+        await asyncio.to_thread(shutil.rmtree, away, ignore_errors=True)
         await asyncio.to_thread(building.rename, venv)
     finally:
         await asyncio.to_thread(shutil.rmtree, building, ignore_errors=True)
 
 
-async def _run(command: Sequence[str], output: IO[bytes], lock: int) -> int:
-    """Run a command with its output in a file; on cancellation its whole process group is killed.
-
-    It holds the lock too: where the installer is killed, the next one waits until what it had started has ended.
-    """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=output,
-        stderr=asyncio.subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-        pass_fds=(lock,),
-    )
-    try:
-        return await process.wait()
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-
-
 async def _failed(spec: EnvironmentSpec, why: str, log: Path) -> Unavailable:
-    tail = "".join(f"\n    {line}" for line in await asyncio.to_thread(_last_lines, log))
+    tail = await asyncio.to_thread(last_lines, log)
     return Unavailable(
         f"environment {spec.name!r} could not be installed: {why}. Check the network, the package index and the disk "
         f"space, then run `rollout env install {spec.name}` again; the whole log is {log}{tail}"
     )
-
-
-def _last_lines(log: Path) -> list[str]:
-    if not log.is_file():
-        return []
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]

@@ -50,9 +50,12 @@ def data(
         Path | None, typer.Option("--from", metavar="DIR", help="Copy the data from here and use it from now on.")
     ] = None,
 ) -> None:
-    """Say what data an environment takes and has, or register some with --from."""
+    """Register an environment's data with --from, or download it where its package can; say what there is."""
+    import asyncio
+
     from backends.environments.catalog import find, home
     from backends.environments.data import register
+    from backends.environments.download import download
     from orchestrator.cli.output import results, say
     from orchestrator.errors import UsageError
 
@@ -63,6 +66,8 @@ def data(
         except OSError as error:
             raise UsageError(f"the data of {name!r} cannot be copied from {source}: {error}") from None
         return
+    if spec.download and spec.data_folder is None:
+        asyncio.run(download(spec, home() / "data", say))
     lines = [f"takes: {spec.data or 'no data; it brings all that it needs'}"]
     if spec.data:
         lines += [f"files: {', '.join(spec.data_files) or 'any'}", f"registered: {spec.data_folder or 'nothing yet'}"]

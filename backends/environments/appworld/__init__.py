@@ -1,0 +1,1 @@
+"""AppWorld: tasks on simulated everyday apps, done by writing Python; what runs inside its sandboxes."""

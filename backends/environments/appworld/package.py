@@ -1,0 +1,69 @@
+"""The package `appworld` in this process: loaded, warmed up, and given a root of its own to write below.
+
+Always true: the package reads the registered data through a link in a folder of our own, and writes into folders below
+it, a fresh one for each world; it never reads a `.env` file; where no world is open, it has no thread, no open
+database and no frozen clock.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from backends.server.environment import unavailable
+
+SEED: Final = 100
+"""The package's own default, which its ground truth was made with."""
+_OUTPUTS: Final = "experiments/outputs"
+
+
+def load(data: Path) -> None:
+    """Import the package, its apps, and what of ours needs them. Raises EnvironmentFault where it cannot be had.
+
+    The package remembers paths: one root, made here, serves this process and all that are forked from it.
+    """
+    root = Path(tempfile.mkdtemp(prefix="appworld-"))
+    (root / "data").symlink_to(data / "data")
+    (root / _OUTPUTS).mkdir(parents=True)
+    os.environ["APPWORLD_ROOT"] = os.environ["APPWORLD_CACHE"] = str(root)
+    os.environ["IPYTHONDIR"] = str(root / "ipython")
+    os.environ["PYTHON_DOTENV_DISABLED"] = "1"  # else it would take in the first `.env` above its own folder
+    try:
+        from appworld.collections.apis import ApiCollection  # noqa: F401  # imports the apps' routes
+    except ImportError as error:
+        message = "the package appworld with its apps unpacked: run `rollout env install appworld`"
+        raise unavailable("AppWorld", f"{message} ({error})") from None
+    from backends.environments.appworld import grading, session  # noqa: F401
+
+
+def warm_up(task: str) -> None:
+    """Open a world and let it run some code, so that whatever the package keeps is kept from now on."""
+    from backends.environments.appworld.world import World
+
+    world = World(task)
+    try:
+        world.run("print(apis.supervisor.show_account_passwords())", 60)
+        world.completed()
+    finally:
+        world.close()
+
+
+def take_outputs() -> Path:
+    """A fresh folder for what the package writes; its name is that of an experiment."""
+    return Path(tempfile.mkdtemp(prefix="world-", dir=Path(os.environ["APPWORLD_ROOT"]) / _OUTPUTS))
+
+
+def databases(outputs: Path, task: str) -> Path:
+    """Where a world's databases are written in its folder, one file of changes for each app."""
+    return outputs / "tasks" / task / "dbs"
+
+
+def forget() -> None:
+    """Close whatever worlds and databases the package has open, and let its clocks run."""
+    from appworld.apps import model_lib
+    from appworld.environment import AppWorld
+
+    AppWorld.close_all()
+    model_lib.get_direct_cached_sqlite3_connection.cache_clear()
