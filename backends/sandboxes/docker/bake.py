@@ -1,7 +1,7 @@
 """Runs inside a build container, never on the host: `bake.py packages`, then `bake.py compile`.
 
 `packages` makes a venv in /opt/rollout/venv and fills it from /build/wheels alone; pip itself comes as a wheel and does
-not stay. `compile` writes bytecode of the standard library, the packages and the staged sources below
+not stay. Then a package's own set-up runs, if it has one. `compile` writes bytecode of the standard library, the packages and the staged sources below
 /opt/rollout/bytecode, so that a container's first request does not wait for the compiler. Standard library only.
 """
 
@@ -20,7 +20,7 @@ WHEELS = Path("/build/wheels")
 
 
 def packages() -> None:
-    """Make the venv and install both lists of requirements into it."""
+    """Make the venv, install both lists of requirements into it, and let it set itself up."""
     venv = ROOT / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     pip = f"{next(WHEELS.glob('pip-*.whl'))}/pip"
@@ -32,6 +32,8 @@ def packages() -> None:
                 [sys.executable, pip, "--python", str(venv / "bin/python"), "install", *options, *flags, *names],
                 check=True,
             )
+    if setup := requirements["setup"]:
+        subprocess.run([str(venv / "bin/python"), "-I", *setup], check=True, env={"HOME": str(WHEELS)})
 
 
 def compile_all() -> None:

@@ -199,7 +199,7 @@ def _context(spec: EnvironmentSpec, wheels: Path) -> io.BytesIO:
     with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as tar:
         add_bytes(tar, "Dockerfile", (spec.folder / "Dockerfile").read_bytes())
         add_bytes(tar, "bake.py", _BAKE.read_bytes())
-        lists = {"requirements": requirements, "requirements_no_deps": alone}
+        lists = {"requirements": requirements, "requirements_no_deps": alone, "setup": spec.setup}
         add_bytes(tar, "wheels/requirements.json", orjson.dumps(lists))
         for wheel in sorted(wheels.glob("*.whl")):
             add_bytes(tar, f"wheels/{wheel.name}", wheel.read_bytes())
