@@ -22,7 +22,8 @@ FOLDER: Final = Path(__file__).parent
 DECLARATION: Final = "environment.toml"
 GROUP: Final = "rollout.environments"
 BUILT_IN: Final = "built in"
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
+"""What an environment may be called."""
 
 
 class Place(NamedTuple):
@@ -60,7 +61,7 @@ def places() -> dict[str, Place]:
     found = {path.parent.name: Place(path.parent.name, None) for path in FOLDER.glob(f"*/{DECLARATION}")}
     for entry in entry_points(group=GROUP):
         place = Place(entry.name, entry)
-        if not _NAME.fullmatch(entry.name):
+        if not NAME.fullmatch(entry.name):
             raise UsageError(
                 f"{place.source} names an environment {entry.name!r}: lower-case letters, digits and _ only"
             )

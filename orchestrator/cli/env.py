@@ -73,3 +73,26 @@ def data(
         lines += [f"files: {', '.join(spec.data_files) or 'any'}", f"registered: {spec.data_folder or 'nothing yet'}"]
     for line in lines:
         results().print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and _.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Where to write it (default: ./NAME).", show_default=False)
+    ] = None,
+) -> None:
+    """Begin an environment of your own: a small game in one file that works as it is, its declaration, its test."""
+    from backends.environments.scaffold import scaffold
+    from orchestrator.cli.output import results, say
+    from orchestrator.errors import UsageError
+
+    target = folder or Path(name)
+    try:
+        written = scaffold(name, target)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error}; name another folder") from None
+    for path in written:
+        results().print(str(path), soft_wrap=True, markup=False, highlight=False)
+    say(f"Next:  pip install -e {target}")
+    say(f"       rollout collect --env {name} --policy replay --out runs/{name}")

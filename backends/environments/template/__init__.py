@@ -1,0 +1,1 @@
+"""What `rollout env new` writes, under the name that it replaces."""
