@@ -1,9 +1,10 @@
 """Synthetic AppWorld data for tests: a dozen small tasks about a person who does not exist, with their gold code.
 
 `write(python, root)` fills `root` with what AppWorld calls its root (a folder with `data` in it), by running this very
-file on the interpreter of the environment's venv: the package's own model classes make the databases. What comes out
-derives from the package's protected part, so it is made anew for each use and never committed. Our words and our
-content throughout; standard library at import, the package inside `main` alone.
+file on the interpreter of the environment's venv: the package's own model classes make the databases. `settle(folder,
+root)` makes a home of the project's that knows them. What comes out derives from the package's protected part, so it
+is made anew for each use and never committed. Our words and our content throughout; standard library at import, the
+package inside `main` alone.
 """
 
 from __future__ import annotations
@@ -72,6 +73,20 @@ def write(python: Path, root: Path) -> Path:
     if done.returncode != 0:
         raise RuntimeError(f"the synthetic tasks could not be made: {done.stderr[-2000:]}")
     return root
+
+
+def settle(folder: Path, root: Path) -> Path:
+    """A home of the project's (`ROLLOUT_HOME`) in `folder`: the user's own venvs, and as data what `root` holds.
+
+    The caller sets the variable; this is for the host alone, and works whatever the variable is now.
+    """
+    from backends.environments.catalog import find, home
+    from backends.environments.data import register
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "envs").symlink_to(home() / "envs")
+    register(find("appworld"), root, folder / "data", lambda line: None)
+    return folder
 
 
 def splits() -> dict[str, list[str]]:

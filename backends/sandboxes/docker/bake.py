@@ -1,8 +1,9 @@
 """Runs inside a build container, never on the host: `bake.py packages`, then `bake.py compile`.
 
 `packages` makes a venv in /opt/rollout/venv and fills it from /build/wheels alone; pip itself comes as a wheel and does
-not stay. Then a package's own set-up runs, if it has one. `compile` writes bytecode of the standard library, the packages and the staged sources below
-/opt/rollout/bytecode, so that a container's first request does not wait for the compiler. Standard library only.
+not stay. Then a package's own set-up runs, if it has one. `compile` writes bytecode of the standard library, the
+packages and the staged sources below /opt/rollout/bytecode, so that a container's first request does not wait for the
+compiler. Standard library only.
 """
 
 from __future__ import annotations
