@@ -64,6 +64,13 @@ _KINDS: Final = {
     ErrorCode.BUSY: FailureKind.SANDBOX_START,
 }
 
+_LOSSES: Final = {
+    ErrorCode.STEP_TIMEOUT: FailureKind.SANDBOX_HUNG,
+    ErrorCode.SESSION_LOST: FailureKind.SANDBOX_LOST,
+}
+"""What is a loss of this session alone. Its caller is a suspect even where the session's process had died before the
+call: nothing but the session's own earlier actions runs there."""
+
 
 class LinkedSandbox:
     """A sandbox behind a WebSocket. Satisfies `orchestrator.protocols.Sandbox`."""
@@ -322,7 +329,7 @@ def _released() -> SandboxRefused:
 
 def _refused(code: str, message: str, retryable: bool, stage: str) -> SandboxError:
     message = message[:MESSAGE_CAP]  # it goes into logs and the store
-    if code == ErrorCode.STEP_TIMEOUT:
-        return SandboxLost(Failure(FailureKind.SANDBOX_HUNG, stage, message), suspect=True)
+    if (lost := _LOSSES.get(code)) is not None:
+        return SandboxLost(Failure(lost, stage, message), suspect=True)
     kind = _KINDS.get(code, FailureKind.PROTOCOL)
     return SandboxRefused(Failure(kind, stage, message, retryable), code=code)

@@ -14,7 +14,7 @@ import os
 import resource
 import secrets
 import shutil
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
@@ -23,8 +23,9 @@ from backends.environments.catalog import find
 from backends.environments.install import install
 from backends.sandboxes.link import LinkedSandbox
 from backends.sandboxes.listener import Listener
-from backends.sandboxes.process import Program, cpu_of, death, describe, end_of, kill, kill_group, labelled
-from backends.server.wire import MAX_BODY
+from backends.sandboxes.process import Program, cpu_below, cpu_of, death, describe, end_of, kill, kill_group, labelled
+from backends.sandboxes.tail import Tail
+from backends.server.wire import MAX_BODY, MAX_CHILDREN
 from orchestrator.errors import SandboxError, Unavailable, UsageError
 from orchestrator.protocols import SandboxLimits
 from orchestrator.types import Failure, FailureKind, RunId, SandboxId
@@ -49,6 +50,7 @@ class _Server:
     id: SandboxId
     process: asyncio.subprocess.Process
     folder: Path
+    tail: Tail | None = None
     sandbox: LinkedSandbox | None = None
     watcher: asyncio.Task[None] | None = None
 
@@ -56,8 +58,9 @@ class _Server:
 class LocalBackend:
     """Sandboxes as subprocesses of this process.
 
-    `environment` names one of the catalogue. `memory_mb` bounds a server's address space, `max_body` a body in
-    bytes. An environment that runs code is refused unless `unsafe` or ROLLOUT_UNSAFE_LOCAL=1 says so.
+    `environment` names one of the catalogue. `memory_mb` bounds the address space of a server, or of each session's
+    process where they have their own; of those a sandbox has at most `max_children`. `max_body` bounds a body in bytes.
+    An environment that runs code is refused unless `unsafe` or ROLLOUT_UNSAFE_LOCAL=1 says so.
     An environment that is not installed is installed on entering, unless `auto_install` is False.
     """
 
@@ -66,21 +69,22 @@ class LocalBackend:
         environment: str,
         *,
         memory_mb: int = 4096,
+        max_children: int = MAX_CHILDREN,
         max_body: int = MAX_BODY,
         unsafe: bool = False,
         auto_install: bool = True,
     ) -> None:
         self.spec: EnvironmentSpec = find(environment)
         self.environment = self.spec.name
-        self.limits = SandboxLimits()
+        self._forks = self.spec.isolation == "process"
+        self.limits = SandboxLimits(max_children if self._forks else None)
         if self.spec.runs_code and not (unsafe or os.environ.get(UNSAFE_VARIABLE) == "1"):
             raise Unavailable(
                 f"{environment} runs the agent's code, and the local backend walls nothing off: use containers "
                 f"(--backend docker), or accept the risk with --unsafe-local or {UNSAFE_VARIABLE}=1"
             )
-        if self.spec.isolation != "shared":
-            raise Unavailable(f"{environment} needs isolation {self.spec.isolation!r}, which no backend offers yet")
         self._memory_mb = memory_mb
+        self._max_children = max_children
         self._max_body = max_body
         self._auto_install = auto_install
         self._run = RunId("")
@@ -93,6 +97,8 @@ class LocalBackend:
         self._tasks: asyncio.TaskGroup | None = None
         self._program: Program | None = None
         self._dead_cpu_at_start = 0.0
+        self._orphaned_cpu = 0.0
+        """Of processes that outlive their server: nobody here waits for them."""
         self._count = 0
 
     def configure(self, *, run: RunId, with_solutions: bool, logs: str | None, call_limit_s: float) -> None:
@@ -140,8 +146,14 @@ class LocalBackend:
             if sandbox.startswith(_STRAY):
                 kill(int(sandbox.removeprefix(_STRAY)))
             return
+        if server.tail is not None:
+            self._orphaned_cpu += cpu_below(server.process.pid)
         kill_group(server.process)
         await server.process.wait()
+        if server.tail is not None:
+            await server.tail.gone()
+            server.tail.close()
+            server.tail = None
         if server.sandbox is not None:
             server.sandbox.condemn(Failure(FailureKind.SANDBOX_LOST, "call", "the sandbox was destroyed"))
         if server.watcher is not None:
@@ -157,7 +169,8 @@ class LocalBackend:
     def cpu_seconds(self) -> float:
         """See `Backend.cpu_seconds`."""
         live = sum(cpu_of(server.process.pid) for server in self._servers.values())
-        return live + _waited_cpu() - self._dead_cpu_at_start
+        below = sum(cpu_below(server.process.pid) for server in self._servers.values() if server.tail is not None)
+        return live + below + self._orphaned_cpu + _waited_cpu() - self._dead_cpu_at_start
 
     async def _spawn(self, name: SandboxId, token: str) -> _Server:
         folder = self._listener.private / name
@@ -166,16 +179,20 @@ class LocalBackend:
             "token": token,
             "max_body": self._max_body,
             "memory_mb": self._memory_mb,
+            "max_children": self._max_children,
         }
         try:
             folder.mkdir()
-            with self._log(name) as log:
-                process = await self._need_program().spawn(
-                    folder, self._run, log, config, solutions=self._with_solutions
-                )
+            with self._log(name) as log, ExitStack() as undo:
+                tail = Tail() if self._forks else None
+                if tail is not None:
+                    undo.callback(tail.close)
+                program, solutions = self._need_program(), self._with_solutions
+                process = await program.spawn(folder, self._run, log, config, solutions=solutions, tail=tail)
+                undo.pop_all()
         except OSError as error:
             raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", str(error))) from error
-        server = self._servers[name] = _Server(name, process, folder)
+        server = self._servers[name] = _Server(name, process, folder, tail)
         return server
 
     async def _arrival(self, server: _Server, arrived: asyncio.Future[LinkedSandbox]) -> LinkedSandbox:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from backends.environments.catalog import EnvironmentSpec
+    from backends.sandboxes.tail import Tail
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -37,11 +38,12 @@ class Program:
     interpreter: Path
     staged: Path
     data: Path | None
+    isolation: str = "shared"
 
     @classmethod
     def of(cls, spec: EnvironmentSpec) -> Program:
         """Stage an installed environment. Raises Unavailable where it is not installed. Reads files."""
-        return cls(spec.name, spec.interpreter(), stage(spec), spec.data_folder)
+        return cls(spec.name, spec.interpreter(), stage(spec), spec.data_folder, spec.isolation)
 
     @property
     def digest(self) -> str:
@@ -49,13 +51,22 @@ class Program:
         return self.staged.name
 
     async def spawn(
-        self, folder: Path, run: RunId, log: BinaryIO, config: Mapping[str, Any], *, solutions: bool
+        self,
+        folder: Path,
+        run: RunId,
+        log: BinaryIO,
+        config: Mapping[str, Any],
+        *,
+        solutions: bool,
+        tail: Tail | None = None,
     ) -> asyncio.subprocess.Process:
         """Start a server that works in `folder`, which exists. Raises SandboxError.
 
         `config` is what it reads from its standard input, see `backends.server.__main__`; the digest is added.
+        `tail` is given to it, or given up.
         """
         arguments = ["-s", "-m", "backends.server", "--environment", self.environment, "--run", run]
+        arguments += ["--isolation", self.isolation]
         if solutions:
             arguments.append("--with-solutions")
         try:
@@ -68,12 +79,17 @@ class Program:
                 cwd=folder,
                 env=self._variables(folder),
                 start_new_session=True,  # a terminal's Ctrl-C is for the orchestrator alone
+                pass_fds=() if tail is None else (tail.end,),
             )
         except OSError as error:
             raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", str(error))) from error
+        finally:
+            if tail is not None:
+                tail.given()
         if process.stdin is None:
             raise UsageError("the server has no standard input")
-        process.stdin.write(orjson.dumps({**config, "digest": self.digest}) + b"\n")
+        life = {} if tail is None else {"life": tail.end}
+        process.stdin.write(orjson.dumps({**config, **life, "digest": self.digest}) + b"\n")
         return process
 
     def _variables(self, folder: Path) -> dict[str, str]:
@@ -111,16 +127,17 @@ def kill(leader: int) -> None:
 
 
 def labelled(run: RunId) -> list[int]:
-    """Process ids of this machine's servers that were started for a run."""
-    found = []
+    """Process ids of this machine's servers that were started for a run; what one has forked looks like it, and goes
+    with it."""
+    found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         if b"backends.server" in words and (b"--run", run.encode()) in pairwise(words):
-            found.append(int(path.parent.name))
-    return found
+            found.add(int(path.parent.name))
+    return sorted(pid for pid in found if len(found) == 1 or _parent(pid) not in found)
 
 
 def describe(code: int) -> str:
@@ -140,8 +157,26 @@ def death(code: int) -> Failure:
 
 def cpu_of(pid: int) -> float:
     """User + system seconds of a live process and its waited-for children; 0 when it is gone."""
+    return sum(int(field) for field in _stat(pid)[11:15]) / _TICKS
+
+
+def cpu_below(pid: int) -> float:
+    """The same of all descendants that live now."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+        pids = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except OSError:
         return 0.0
-    return sum(int(field) for field in fields[11:15]) / _TICKS
+    return sum(cpu_of(child) + cpu_below(child) for child in pids)
+
+
+def _parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the name; none where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []

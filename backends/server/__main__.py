@@ -12,32 +12,33 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import gc
 import importlib
 import os
 import resource
-import signal
 import ssl
-import sys
 import time
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import orjson
 
-from backends.server import forward
+from backends.server import family, forward, processes, zygote
 from backends.server.sessions import Sessions
-from backends.server.wire import MAX_BODY, MAX_FRAME, PROTOCOL, Hello, WireError, decode_calls, encode
+from backends.server.wire import MAX_BODY, MAX_CHILDREN, MAX_FRAME, PROTOCOL, Hello, WireError, decode_calls, encode
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
     from backends.server.environment import Environment
+    from backends.server.sessions import Opener
 
 FLUSH_S: Final = 0.002
 """Replies of a long batch leave at least this often, so that the orchestrator works while the batch goes on."""
 FLUSH_BYTES: Final = 256 * 1024
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_DUMPABLE: Final = 4
 
 
 def main() -> None:
@@ -46,21 +47,53 @@ def main() -> None:
     parser.add_argument("--environment", required=True)
     parser.add_argument("--run", default="", help="label: the run that owns this server")
     parser.add_argument("--with-solutions", action="store_true", help="answer for known solutions (replay only)")
+    parser.add_argument("--isolation", choices=("shared", "process"), default="shared", help="the environment's own")
     arguments = parser.parse_args()
-    _die_with_parent()
+    family.die_with_parent(os.getppid())
+
+    def load() -> Environment:
+        return _load(arguments.environment, arguments.isolation)
+
+    line = zygote.start(load) if arguments.isolation == "process" else None
     config: dict[str, Any] = orjson.loads(_read_line())
     if config.get("guarded"):
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        family.hide(hidden=True)
     if proxy := config.get("egress"):
         forward.start(proxy)
-    if memory_mb := config.get("memory_mb"):
+    if line is not None:
+        _begin(line, config)
+    elif memory_mb := config.get("memory_mb"):
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_mb) << 20, int(memory_mb) << 20))
-    module = importlib.import_module(f"backends.environments.{arguments.environment}.inside")
-    environment: Environment = module.environment()
+    environment = load()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-    asyncio.run(_serve(environment, config, solutions=arguments.with_solutions))
+    asyncio.run(_serve(environment, config, line, solutions=arguments.with_solutions))
+
+
+def _load(name: str, isolation: str) -> Environment:
+    """The environment of that name. Raises SystemExit where it is not the kind that it was started as."""
+    module = importlib.import_module(f"backends.environments.{name}.inside")
+    environment: Environment = module.environment()
+    if environment.isolation != isolation:
+        raise SystemExit(
+            f"{name} has isolation {environment.isolation!r}: start it with --isolation {environment.isolation}"
+        )
+    return environment
+
+
+def _begin(line: socket.socket, config: dict[str, Any]) -> None:
+    """Tell the zygote how, and leave the pipe's end to it."""
+    life = config.get("life")
+    order = {
+        "memory_mb": int(config.get("memory_mb") or 0),
+        "hidden": bool(config.get("guarded")),
+        "life": [] if life is None else [int(life)],
+    }
+    line.send(orjson.dumps(["begin", order]))
+    if life is not None:
+        os.close(life)
+    family.adopt_orphans()  # of a zygote that is killed
 
 
 def _read_line() -> bytes:
@@ -73,22 +106,37 @@ def _read_line() -> bytes:
     raise SystemExit("standard input ended before the configuration")
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGKILL at the parent's death (Linux); the pipe's end covers what it misses."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            raise SystemExit("the owner died during start-up")
-
-
 def _owner_gone() -> None:
     if not os.read(0, 4096):
         os._exit(0)
 
 
-async def _serve(environment: Environment, config: dict[str, Any], *, solutions: bool) -> None:
+async def _serve(
+    environment: Environment, config: dict[str, Any], line: socket.socket | None, *, solutions: bool
+) -> None:
     asyncio.get_running_loop().add_reader(0, _owner_gone)
+    async with AsyncExitStack() as stack:
+        opener: Opener = environment
+        if line is not None:
+            opener = await stack.enter_async_context(_processes(environment, config, line))
+        await _connect(environment, config, partial(_Connection, opener, config, solutions=solutions))
+
+
+def _processes(environment: Environment, config: dict[str, Any], line: socket.socket) -> processes.Processes:
+    return processes.Processes(
+        environment,
+        line,
+        max_body=int(config.get("max_body", MAX_BODY)),
+        max_children=int(config.get("max_children", MAX_CHILDREN)),
+        lost=processes.give_up,
+    )
+
+
+async def _connect(
+    environment: Environment,
+    config: dict[str, Any],
+    converse: Callable[[aiohttp.ClientWebSocketResponse], _Connection],
+) -> None:
     path = config.get("socket")
     connector = aiohttp.UnixConnector(path) if path else aiohttp.TCPConnector(ssl=_trusted(config.get("certificate")))
     timeout = aiohttp.ClientWSTimeout(ws_close=5.0)
@@ -99,7 +147,7 @@ async def _serve(environment: Environment, config: dict[str, Any], *, solutions:
         ) as socket,
     ):
         await socket.send_str(orjson.dumps(_hello(environment, config)._asdict()).decode())
-        await _Connection(environment, socket, config, solutions=solutions).run()
+        await converse(socket).run()
 
 
 def _trusted(certificate: str | None) -> ssl.SSLContext | bool:
@@ -130,16 +178,16 @@ class _Connection:
 
     def __init__(
         self,
-        environment: Environment,
-        socket: aiohttp.ClientWebSocketResponse,
+        opener: Opener,
         config: dict[str, Any],
+        socket: aiohttp.ClientWebSocketResponse,
         *,
         solutions: bool,
     ) -> None:
         self._socket = socket
         self._late = asyncio.Event()
         max_body = int(config.get("max_body", MAX_BODY))
-        self._sessions = Sessions(environment, solutions=solutions, max_body=max_body, wake=self._late.set)
+        self._sessions = Sessions(opener, solutions=solutions, max_body=max_body, wake=self._late.set)
 
     async def run(self) -> None:
         late = asyncio.create_task(self._send_late(), name="late-replies")

@@ -58,6 +58,13 @@ class Toolset:
         self.body = orjson.dumps(tools)
         self.digest = toolset_digest(self.body)
 
+    @classmethod
+    def of(cls, body: bytes) -> Toolset:
+        """The set whose JSON array is `body`."""
+        made = cls.__new__(cls)
+        made.body, made.digest = body, toolset_digest(body)
+        return made
+
 
 class Reply(NamedTuple):
     """A session's answer to open or step. `body` comes from `observation()`; `toolset` only where it names one."""
@@ -80,6 +87,17 @@ class Tasks(NamedTuple):
 
     ids: Sequence[str]
     left_out: Mapping[str, tuple[int, str]] = {}
+
+
+def bad_reward(reward: object) -> EnvironmentFault:
+    """The environment returned a reward that is not a finite number."""
+    text = f"the environment returned the reward {reward!r:.100}, not a finite number"
+    return EnvironmentFault(ErrorCode.BAD_REWARD, text)
+
+
+def too_large(size: int, cap: int) -> EnvironmentFault:
+    """A reply's body has more bytes than may be sent."""
+    return EnvironmentFault(ErrorCode.TOO_LARGE, f"the reply has {size} bytes; the cap is {cap}")
 
 
 def observation(
@@ -189,7 +207,7 @@ class Exports(Protocol):
 
 @runtime_checkable
 class GradesElsewhere(Protocol):
-    """An environment of isolation `process` whose sessions export their state, to be graded where no action ever ran."""
+    """An environment of isolation `process` whose sessions are graded where no action ever ran."""
 
     def grade(self, task: str, seed: int, options: Mapping[str, Any], state: bytes, params: Mapping[str, Any]) -> Grade:
         """Grade a session by what its `export` gave, in a fresh child that may read the secrets and runs no action.

@@ -16,22 +16,35 @@ import sys
 import time
 import traceback
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 
-from backends.server.environment import EnvironmentFault, Grade, Reply
+from backends.server.environment import EnvironmentFault, Grade, Reply, bad_reward, too_large
 from backends.server.wire import MAX_CALLS, MAX_FRAME, Call, ErrorCode, Op, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from typing import TypeAlias
 
-    from backends.server.environment import Environment, Session
+    from backends.server.environment import Session, Tasks
+
+    Opened: TypeAlias = tuple[Session, Reply]
 
 DEFAULT_TIMEOUT_S: Final = 60.0
 MAX_REPLIES_BYTES: Final = MAX_FRAME // 2
 """Bodies of one frame together; its header fits into the rest."""
 _MESSAGE_CAP: Final = 2000
+
+
+class Opener(Protocol):
+    """What sessions are opened on: an Environment, or `Processes` before one. See Environment."""
+
+    def tasks(self, split: str) -> Tasks: ...
+
+    def open(self, task: str, seed: int, options: Mapping[str, Any]) -> Opened | Awaitable[Opened]: ...
+
+    def solution(self, task: str) -> Sequence[bytes]: ...
 
 
 class _Live:
@@ -73,7 +86,7 @@ class Watchdog:
 class Sessions:
     """All sessions of one environment, and the replies that wait to be sent."""
 
-    def __init__(self, environment: Environment, *, solutions: bool, max_body: int, wake: Callable[[], None]) -> None:
+    def __init__(self, environment: Opener, *, solutions: bool, max_body: int, wake: Callable[[], None]) -> None:
         self._environment = environment
         self._solutions = solutions
         self._max_body = max_body
@@ -149,7 +162,12 @@ class Sessions:
             self._error(call.id, fault.code, str(fault), retryable=fault.retryable)
         except Exception as error:  # noqa: BLE001  # an environment may raise anything; other sessions live on
             self._crash(call, error)
-        if call.op == Op.OPEN and (live := self._live.get(call.session)) is not None and live.session is None:
+        self._forget_unopened(call)
+
+    def _forget_unopened(self, call: Call) -> None:
+        """A session whose opening has failed is none."""
+        live = self._live.get(call.session) if call.op == Op.OPEN else None
+        if live is not None and live.session is None and live.busy is None:
             del self._live[call.session]
 
     def _crash(self, call: Call, error: Exception) -> None:
@@ -190,9 +208,12 @@ class Sessions:
         if not (isinstance(timeout_s, float | int) and 0 < timeout_s < math.inf):
             raise EnvironmentFault(ErrorCode.BAD_REQUEST, "step_timeout_s must be a positive number of seconds")
         live.timeout_s = float(timeout_s)
-        session, reply = self._environment.open(task, seed, options)
-        live.session = session
-        self._answer(call.id, reply)
+        opened = self._environment.open(task, seed, options)
+        if isinstance(opened, tuple):
+            live.session, reply = opened
+            self._answer(call.id, reply)
+        else:
+            live.busy = asyncio.create_task(self._wait(live, call, opened), name=f"session-{call.session}")
 
     def _inquire(self, call: Call) -> None:
         body = _object(call.body)
@@ -209,12 +230,15 @@ class Sessions:
         actions = self._environment.solution(str(body.get("task", "")))
         self._reply(call.id, Status.OK, 0.0, False, orjson.dumps([action.decode() for action in actions]))
 
-    async def _wait(self, live: _Live, call: Call, result: Awaitable[Reply | Grade]) -> None:
-        """Finish a step that waits, then the calls that queued behind it."""
+    async def _wait(self, live: _Live, call: Call, waiting: Awaitable[Reply | Grade | Opened]) -> None:
+        """Finish a call that waits, then those that queued behind it."""
         limit = asyncio.timeout(live.timeout_s)
         try:
             async with limit:
-                self._answer(call.id, await result)
+                result = await waiting
+                if not isinstance(result, Reply | Grade):
+                    live.session, result = result
+                self._answer(call.id, result)
         except EnvironmentFault as fault:
             self._error(call.id, fault.code, str(fault), retryable=fault.retryable)
         except TimeoutError as error:
@@ -225,6 +249,7 @@ class Sessions:
         except Exception as error:  # noqa: BLE001  # an environment may raise anything; other sessions live on
             self._crash(call, error)
         live.busy = None
+        self._forget_unopened(call)
         while live.queued and live.busy is None:
             self._run(live, live.queued.popleft(), time.monotonic())
         self.watchdog.disarm()
@@ -243,9 +268,7 @@ class Sessions:
     def _answer(self, call: int, result: Reply | Grade) -> None:
         reward = result.reward
         if not (isinstance(reward, float | int) and math.isfinite(reward)):
-            self._error(
-                call, ErrorCode.BAD_REWARD, f"the environment returned the reward {reward!r}, not a finite number"
-            )
+            self._error(call, ErrorCode.BAD_REWARD, str(bad_reward(reward)))
             return
         if isinstance(result, Grade):
             self._reply(call, Status.OK, float(reward), True, orjson.dumps(result.details))
@@ -266,11 +289,7 @@ class Sessions:
 
     def _reply(self, call: int, status: int, reward: float, done: bool, body: bytes) -> None:
         if len(body) > self._max_body:
-            self._error(
-                call,
-                ErrorCode.TOO_LARGE,
-                f"the reply has {len(body)} bytes; the cap is {self._max_body}",
-            )
+            self._error(call, ErrorCode.TOO_LARGE, str(too_large(len(body), self._max_body)))
             return
         self._header.append((call, status, reward, done, len(body)))
         self._bodies.append(body)

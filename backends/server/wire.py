@@ -33,6 +33,8 @@ MAX_FRAME: Final = 16 * 1024 * 1024
 """Cap of one frame in bytes; a larger one is a protocol error."""
 MAX_CALLS: Final = 4096
 """Cap of calls in one frame."""
+MAX_CHILDREN: Final = 64
+"""Default cap of sessions at once where each has a process of its own."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -75,6 +77,8 @@ class ErrorCode:
     ENVIRONMENT: Final = "environment"
     TOO_LARGE: Final = "too_large"
     STEP_TIMEOUT: Final = "step_timeout"
+    SESSION_LOST: Final = "session_lost"
+    """The session's own process ended; the sandbox and its other sessions go on."""
     UNKNOWN_SESSION: Final = "unknown_session"
     OUT_OF_ORDER: Final = "out_of_order"
     FORBIDDEN: Final = "forbidden"
