@@ -21,6 +21,8 @@ from orchestrator.errors import Unavailable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ray_cluster import TwoNodes
+
 
 REAPED_S = 5.0
 """What a dead process has left is removed by its reaper: of the suite's own, or of somebody else's on this machine."""
@@ -78,3 +80,17 @@ def private_daemon(daemon: None, tmp_path_factory: pytest.TempPathFactory) -> It
         yield private
     finally:
         private.end()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[TwoNodes]:
+    """A Ray cluster of two nodes on this machine, and this process connected to it."""
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        message = "Ray is not installed: pip install 'rollout-orchestrator[ray]'"
+        pytest.fail(message) if os.environ.get("ROLLOUT_REQUIRE_RAY") == "1" else pytest.skip(message)
+    from ray_cluster import two_nodes
+
+    with two_nodes() as made:
+        yield made
