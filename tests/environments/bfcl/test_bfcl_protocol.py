@@ -110,7 +110,7 @@ def test_the_opening_names_its_tools(inside: Inside) -> None:
 
 def test_every_tool_can_be_sent_to_an_endpoint(inside: Inside) -> None:
     problems = inside("toolsets")
-    assert problems == {"sets": 4437, "without": 4, "bad_names": [], "bad_schemas": []}
+    assert problems == {"sets": 4747, "without": 4, "bad_names": [], "bad_schemas": []}
 
 
 def test_held_out_functions_appear_at_their_turn(inside: Inside) -> None:
