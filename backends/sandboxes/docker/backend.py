@@ -26,7 +26,7 @@ from backends.sandboxes.docker.port import Engine, EngineError, EngineGone
 from backends.sandboxes.docker.reaping import Reaper
 from backends.sandboxes.docker.usage import HostUsage, host_usage
 from backends.sandboxes.listener import Listener
-from backends.server.wire import MAX_BODY
+from backends.server.wire import MAX_BODY, MAX_CHILDREN
 from orchestrator.errors import SandboxError, Unavailable, UsageError
 from orchestrator.protocols import SandboxLimits
 from orchestrator.types import Failure, FailureKind, RunId, SandboxId
@@ -93,7 +93,8 @@ class DockerBackend:
         self.spec: EnvironmentSpec = find(environment)
         self.environment = self.spec.name
         alone = self.spec.runs_code if per_episode is None else per_episode
-        self.limits = SandboxLimits(1, 1) if alone else SandboxLimits(None, recycle_after)
+        together = MAX_CHILDREN if self.spec.isolation == "process" else None
+        self.limits = SandboxLimits(1, 1) if alone else SandboxLimits(together, recycle_after)
         self._image = image
         self._hardening = hardening or Hardening()
         own = self._hardening.egress

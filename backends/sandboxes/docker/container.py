@@ -90,7 +90,10 @@ class Blueprint:
         host["Mounts"] = [_mount(source, target) for target, source in mounts.items() if source is not None]
         return {
             "Image": self.image,
-            "Cmd": ["--run", self.run, *(["--with-solutions"] if self.with_solutions else [])],
+            "Cmd": [
+                *("--run", self.run, "--isolation", self.spec.isolation),
+                *(["--with-solutions"] if self.with_solutions else []),
+            ],
             "User": self.hardening.user,
             "WorkingDir": "/tmp",
             "Env": [
