@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from backends.environments.catalog import find
-from orchestrator.cli.config import Chat, Docker, Local, Remote, Replay, RunConfig, Scripted
+from orchestrator.cli.config import Chat, Docker, Local, Ray, Remote, Replay, RunConfig, Scripted
 
 if TYPE_CHECKING:
     from backends.environments.catalog import EnvironmentSpec
@@ -57,8 +57,35 @@ def backend(config: RunConfig) -> Backend:
 
             token = os.environ.get(token_env)
             return RemoteBackend(url, environment=config.env, token=token, max_instances=max_instances)
+        case Ray() as cluster:
+            return _ray(config.env, cluster)
         case other:
             assert_never(other)
+
+
+def _ray(environment: str, cluster: Ray) -> Backend:
+    from backends.sandboxes.ray import RayBackend, RayOptions
+
+    host, _, port = (cluster.listen or "").rpartition(":") if _has_port(cluster.listen) else (cluster.listen, "", "0")
+    options = RayOptions(
+        cpus=cluster.ray_cpus,
+        memory_mb=cluster.ray_memory_mb,
+        strategy=cluster.ray_strategy,
+        node_labels=cluster.ray_label,
+        runtime_env=cluster.ray_runtime_env,
+    )
+    return RayBackend(
+        environment,
+        address=cluster.ray_address,
+        options=options,
+        host=(host or "").strip("[]") or None,
+        port=int(port),
+        insecure=cluster.insecure,
+    )
+
+
+def _has_port(listen: str | None) -> bool:
+    return listen is not None and listen.rpartition(":")[2].isdecimal() and not listen.endswith("]")
 
 
 def policy(config: RunConfig) -> Policy:

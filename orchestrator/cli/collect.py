@@ -51,7 +51,7 @@ def collect(
     concurrency: options.Concurrency = None,
     sandboxes: options.Sandboxes = None,
     backend: Annotated[
-        Text, _option(HOW, "NAME", "Where sandboxes run: local, docker or remote (default local).")
+        Text, _option(HOW, "NAME", "Where sandboxes run: local, docker, ray or remote (default local).")
     ] = None,
     unsafe_local: Annotated[
         bool | None, _option(HOW, None, "local: allow environments that run the agent's code.", "--unsafe-local")
@@ -64,6 +64,22 @@ def collect(
     url: Annotated[Text, _option(HOW, "URL", "remote: the server.")] = None,
     token_env: Annotated[Text, _option(HOW, "NAME", "remote: the variable with its token (ROLLOUT_TOKEN).")] = None,
     max_instances: Annotated[Count, _option(HOW, "N", "remote: instances at once (default 16).")] = None,
+    ray_address: Annotated[
+        Text, _option(HOW, "ADDRESS", "ray: the cluster (default: RAY_ADDRESS, or one of this machine's own).")
+    ] = None,
+    ray_cpus: Annotated[Number, _option(HOW, "N", "ray: CPUs that a sandbox is counted as (default 1).")] = None,
+    ray_memory_mb: Annotated[Count, _option(HOW, "MIB", "ray: memory that a sandbox is counted as.")] = None,
+    ray_strategy: Annotated[
+        Literal["spread", "pack"] | None, _option(HOW, None, "ray: over the nodes, or on few of them.")
+    ] = None,
+    ray_label: Annotated[
+        list[str] | None, _option(HOW, "KEY=VALUE", "ray: a label its node must have; may be repeated.")
+    ] = None,
+    ray_runtime_env: Annotated[
+        list[str] | None, _option(HOW, "KEY=JSON", "ray: how nodes come by this package; may be repeated.")
+    ] = None,
+    listen: Annotated[Text, _option(HOW, "HOST[:PORT]", "ray: where the nodes reach this machine.")] = None,
+    insecure: Annotated[bool | None, _option(HOW, None, "ray: dial in without TLS.", "--insecure")] = None,
     step_timeout: Annotated[Number, _option(HOW, "S", "Seconds a step (default 30).")] = None,
     episode_timeout: Annotated[Number, _option(HOW, "S", "Seconds an episode (default: no bound).")] = None,
     durability: Annotated[

@@ -125,6 +125,26 @@ class Remote(Frozen):
     max_instances: PositiveInt = 16
 
 
+class Ray(Frozen):
+    """Sandboxes as actors of a Ray cluster, whose servers dial in here."""
+
+    kind: Literal["ray"]
+    ray_address: str | None = Field(default=None, min_length=1)
+    """Of the cluster; by default RAY_ADDRESS, or one of this machine's own."""
+    ray_cpus: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """CPUs that a sandbox is counted as."""
+    ray_memory_mb: PositiveInt | None = None
+    ray_strategy: Literal["spread", "pack"] = "spread"
+    ray_label: Annotated[dict[str, str], BeforeValidator(_read_options)] = {}
+    """Labels that a sandbox's node must have."""
+    ray_runtime_env: Annotated[dict[str, Any], BeforeValidator(_read_options)] = {}
+    """How nodes come by this package; see Ray's documentation."""
+    listen: str | None = Field(default=None, pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+)(:\d+)?$")
+    """The address, and the port, that the nodes reach this machine at."""
+    insecure: bool = False
+    """Without TLS."""
+
+
 def _named(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
@@ -140,7 +160,7 @@ class RunConfig(Frozen):
     policy: Annotated[Replay | Scripted | Chat, Field(discriminator="kind"), BeforeValidator(_named)] = Replay(
         kind="replay"
     )
-    backend: Annotated[Local | Docker | Remote, Field(discriminator="kind"), BeforeValidator(_named)] = Local(
+    backend: Annotated[Local | Docker | Remote | Ray, Field(discriminator="kind"), BeforeValidator(_named)] = Local(
         kind="local"
     )
     group_size: PositiveInt = 1
@@ -160,7 +180,7 @@ class RunConfig(Frozen):
 
 
 POLICIES: Final[dict[str, type[Frozen]]] = {"replay": Replay, "scripted": Scripted, "chat": Chat}
-BACKENDS: Final[dict[str, type[Frozen]]] = {"local": Local, "docker": Docker, "remote": Remote}
+BACKENDS: Final[dict[str, type[Frozen]]] = {"local": Local, "docker": Docker, "remote": Remote, "ray": Ray}
 _PARTS: Final = {"policy": POLICIES, "backend": BACKENDS}
 
 
