@@ -194,10 +194,10 @@ class ConversationView:
     `.last` and `.turn` cost nothing. `.messages()` and `.joined_json()` parse each observation once and remember it.
     The opening observation's messages come first, then each action and the messages it was answered with. Where an
     observation begins a new conversation, what was said before is gone from the view (the tools stay); `whole` keeps
-    it, for those who read the record of an episode.
+    it, for those who read the record of an episode: `beginnings` tells the conversations apart.
     """
 
-    __slots__ = ("_added", "_buffer", "_joined", "_messages", "_read", "_tools_digest", "_toolset", "_whole")
+    __slots__ = ("_added", "_buffer", "_joined", "_messages", "_read", "_starts", "_tools_digest", "_toolset", "_whole")
 
     def __init__(self, buffer: EpisodeBuffer, toolset: Mapping[str, bytes], *, whole: bool = False) -> None:
         self._buffer = buffer
@@ -205,6 +205,7 @@ class ConversationView:
         self._toolset = toolset
         self._read = buffer.body_start
         self._messages: list[dict[str, object]] = []
+        self._starts = [0]
         self._joined = bytearray(b"[")
         self._tools_digest: str | None = None
         self._added: list[object] = []
@@ -226,6 +227,11 @@ class ConversationView:
         """The conversation as OpenAI messages. The list is the view's own: do not change it."""
         self._catch_up()
         return self._messages
+
+    def beginnings(self) -> list[int]:
+        """Where in `messages` each conversation begins: `[0]` but for the whole of an episode of several."""
+        self._catch_up()
+        return list(self._starts)
 
     def joined_json(self) -> bytes:
         """The conversation as one JSON array, joined from recorded bytes: ready for a model request."""
@@ -258,9 +264,8 @@ class ConversationView:
 
     def _observe(self, raw: bytes) -> None:
         body = parse_observation(raw)
-        if body.get("new_conversation") is True and not self._whole:
-            self._messages = []
-            self._joined = bytearray(b"[")
+        if body.get("new_conversation") is True:
+            self._begin()
         messages = body.get("messages")
         for message in messages if isinstance(messages, list) else ():
             if not isinstance(message, dict):
@@ -274,6 +279,13 @@ class ConversationView:
         added = body.get("tools_added")
         if isinstance(added, list):
             self._added.extend(added)
+
+    def _begin(self) -> None:
+        if self._whole:
+            self._starts.append(len(self._messages))
+        else:
+            self._messages = []
+            self._joined = bytearray(b"[")
 
     def _append(self, raw: bytes, message: dict[str, object] | None = None) -> None:
         if len(self._joined) > 1:

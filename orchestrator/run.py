@@ -34,7 +34,8 @@ class Turn:
     """What the agent was shown and what it did then.
 
     `messages` are the environment's, `reward` and `done` what came with them: of the action before. `tools` is the
-    digest of the tool set that this turn opened, `tools_added` the tools that appeared. `action` is the agent's
+    digest of the tool set that this turn opened, `tools_added` the tools that appeared. With `new_conversation` the
+    agent was shown nothing of the turns before. `action` is the agent's
     message; None at the end of an episode, or where it was cut off before acting. `generation` is None where no model
     was called.
     """
@@ -45,6 +46,7 @@ class Turn:
     done: bool
     tools: str | None
     tools_added: list[Any]
+    new_conversation: bool
     action: dict[str, Any] | None
     generation: Generation | None
 
@@ -127,9 +129,12 @@ class Run:
         return list(_turns(trajectory.buffer))
 
     def to_openai(self, trajectory: Trajectory) -> dict[str, Any]:
-        """The whole episode as one row of OpenAI messages and tools, with its key and its result."""
+        """The whole episode as one row of OpenAI messages and tools, with its key and its result.
+
+        An episode of several conversations has `conversations` too: where in the messages each of them begins.
+        """
         view = self._view(trajectory)
-        return {
+        row: dict[str, Any] = {
             "key": str(trajectory.key),
             "task": trajectory.key.task,
             "messages": view.messages(),
@@ -139,6 +144,9 @@ class Run:
             "stop_reason": trajectory.stop_reason.value,
             "steps": trajectory.steps,
         }
+        if len(beginnings := view.beginnings()) > 1:
+            row["conversations"] = beginnings
+        return row
 
     def _view(self, trajectory: Trajectory) -> ConversationView:
         buffer = EpisodeBuffer.restore(trajectory.buffer)
@@ -187,6 +195,7 @@ def _turn(number: int, shown: Observation, action: dict[str, Any] | None, genera
         done=shown.done,
         tools=body.get("tools"),
         tools_added=body.get("tools_added", []),
+        new_conversation=body.get("new_conversation") is True,
         action=action,
         generation=generation,
     )

@@ -7,6 +7,7 @@ process writes to a file at a time. The disk is the backpressure.
     {"seq", "task", "group", "partial", "trajectories": [{"key", "attempt", "outcome", "stop_reason", "reward",
      "steps", "prompt_tokens", "completion_tokens", "failure", "details", "messages"}]}
 
+An episode of several conversations has `conversations` too: where in its messages each of them begins.
 Tools are not repeated in every line: the run directory holds each set once (`rollout export --format openai`).
 """
 
@@ -147,7 +148,7 @@ def _row(group: Group) -> dict[str, Any]:
 
 def _episode(trajectory: Trajectory) -> dict[str, Any]:
     view = ConversationView(EpisodeBuffer.restore(trajectory.buffer), {}, whole=True)
-    return {
+    row = {
         "key": str(trajectory.key),
         "attempt": trajectory.attempt,
         "outcome": trajectory.outcome,
@@ -160,6 +161,9 @@ def _episode(trajectory: Trajectory) -> dict[str, Any]:
         "details": orjson.Fragment(trajectory.details),
         "messages": orjson.Fragment(view.joined_json()),
     }
+    if len(beginnings := view.beginnings()) > 1:
+        row["conversations"] = beginnings
+    return row
 
 
 def _write_at(file: int, body: bytes, offset: int) -> None:

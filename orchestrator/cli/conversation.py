@@ -29,6 +29,8 @@ def conversation(
     """A whole episode: its result, each turn, the grade's details."""
     yield from result(trajectory)
     for turn in turns:
+        if turn.new_conversation:
+            yield Text("a new conversation: the agent is shown nothing of what stands above", style="dim")
         if turn.tools is not None:
             yield Text(_tool_names(toolsets.get(turn.tools), full=full), style="dim")
         if turn.tools_added:

@@ -180,6 +180,7 @@ class TestView:
             view = ConversationView(buffer, {"digest": b'[{"name":"a"}]'}, whole=whole)
             before = [USER, CALL] if whole else []
             assert view.messages() == [*before, TOOL]
+            assert view.beginnings() == ([0, 2] if whole else [0])
             buffer.decide(Decision(orjson.dumps(CALL)))
             buffer.observe(shown(USER))
             assert view.messages() == [*before, TOOL, CALL, USER]

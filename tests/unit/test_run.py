@@ -91,6 +91,19 @@ async def test_transcript_and_openai_row(tmp_path: Path) -> None:
     }
 
 
+async def test_an_episode_of_several_conversations_is_kept_whole_and_tells_where_each_begins(tmp_path: Path) -> None:
+    buffer = EpisodeBuffer(HEAD)
+    buffer.observe(Observation(observed([USER])))
+    buffer.decide(Decision(orjson.dumps(FINAL)))
+    buffer.observe(Observation(observed([ANSWER, USER], new_conversation=True)))
+    one = trajectory("a", buffer)
+    await write(tmp_path, [one])
+    with Run.open(tmp_path) as run:
+        assert [turn.new_conversation for turn in run.transcript(one)] == [False, True]
+        row = run.to_openai(one)
+    assert (row["messages"], row["conversations"]) == ([USER, FINAL, ANSWER, USER], [0, 2])
+
+
 async def test_unanswered_action_and_episode_that_never_opened(tmp_path: Path) -> None:
     cut = EpisodeBuffer(HEAD)
     cut.observe(Observation(observed([USER])))
