@@ -80,6 +80,7 @@ class Pool:
         self._tasks = asyncio.TaskGroup()
         self._keepers: list[asyncio.Task[None]] = []
         self._fatal: Failure | None = None
+        self._given_up = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -153,6 +154,12 @@ class Pool:
     def _refuse_if_fatal(self) -> None:
         if self._fatal is not None:
             raise RunFailed(f"no sandbox can be started: {self._fatal.message}")
+
+    async def given_up(self) -> str:
+        """Until no sandbox can be started any more; why."""
+        await self._given_up.wait()
+        assert self._fatal is not None, "what was given up has a reason"
+        return self._fatal.message
 
     @property
     def ready(self) -> int:
@@ -231,6 +238,7 @@ class Pool:
                 failures += 1
                 if failures >= STARTS_BEFORE_GIVING_UP and not any(self.sandboxes()):
                     self._fatal = error.failure
+                    self._given_up.set()
                     self._changed.set()
                     return None
                 self._emit(SandboxEnded(_NOT_STARTED, error.failure, 0))

@@ -1,9 +1,9 @@
 """One environment's sandboxes, kept up for as long as the service lives.
 
 Owns the environment's backend and pool, in one task. Always true: once `up` has returned, the hall stays: when no
-sandbox can be started any more, backend and pool are ended and made anew after a pause, and calls are refused
-meanwhile; whoever waits for a sandbox waits a bounded time. It stands in for a `Pool` where episodes are driven, so an
-episode outlives the pool that it was opened in.
+sandbox can be started any more, backend and pool are ended and made anew after a pause, whether somebody calls or not,
+and calls are refused meanwhile; whoever waits for a free sandbox waits a bounded time. It stands in for a `Pool` where
+episodes are driven, so an episode outlives the pool that it was opened in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from orchestrator.errors import RolloutError, RunFailed
-from orchestrator.events import SandboxEnded
+from orchestrator.events import SandboxEnded, SandboxStarted
 from orchestrator.pool import Pool
 from orchestrator.service.refusals import busy
 from orchestrator.types import RunId
@@ -47,8 +47,8 @@ class Hall:
         self._wait_s = wait_s
         self._pool: Pool | None = None
         self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._broken = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self._told = ""
         self.environment = make().environment
         self.info: EnvironmentInfo | None = None
         """What a sandbox of it said of itself; None until the first one is up."""
@@ -77,7 +77,6 @@ class Hall:
         except TimeoutError:
             raise busy(f"no sandbox of {self.environment} was free within {self._wait_s:g} s") from None
         except RunFailed as error:
-            self._broken.set()
             raise busy(str(error)) from None
 
     @asynccontextmanager
@@ -87,7 +86,6 @@ class Hall:
             try:
                 sandbox = await stack.enter_async_context(self._pool_or_refuse().quarantine())
             except RunFailed as error:
-                self._broken.set()
                 raise busy(str(error)) from None
             yield sandbox
 
@@ -115,30 +113,43 @@ class Hall:
 
     async def _keep(self) -> None:
         while True:
-            self._broken.clear()
             try:
-                await self._serve()
+                self._tell(f"no sandbox of it can be started: {await self._serve()}")
             except (RolloutError, OSError) as error:
                 if not self._up.done():
                     raise
-                log.error("the sandboxes of %s ended: %s", self.environment, error)
+                self._tell(str(error))
+            except Exception:
+                if not self._up.done():
+                    raise
+                log.exception("the sandboxes of %s ended by a defect", self.environment)
             await asyncio.sleep(PAUSE_S)
 
-    async def _serve(self) -> None:
-        """One backend and one pool, until nothing can be started in them."""
+    async def _serve(self) -> str:
+        """One backend and one pool, until nothing can be started in them; why."""
         backend = self._make()
         run = RunId(f"serve-{uuid4().hex[:12]}")
         backend.configure(run=run, with_solutions=False, logs=None, call_limit_s=self._step_s + GRACE_S)
-        async with backend, Pool(backend, self._size, _note) as pool:
+        async with backend, Pool(backend, self._size, self._note) as pool:
             self._pool = pool
             if not self._up.done():
                 self._up.set_result(None)
             try:
-                await self._broken.wait()
+                return await pool.given_up()
             finally:
                 self._pool = None
 
+    def _note(self, event: Event) -> None:
+        match event:
+            case SandboxStarted():
+                self._told = ""
+            case SandboxEnded():
+                self._tell(f"sandbox {event.sandbox} ended: {event.failure.message}")
+            case _:
+                pass
 
-def _note(event: Event) -> None:
-    if isinstance(event, SandboxEnded):
-        log.warning("sandbox %s ended: %s", event.sandbox, event.failure.message)
+    def _tell(self, trouble: str) -> None:
+        """Log it, unless it is what was logged last: what cannot start is tried for as long as it takes."""
+        if trouble != self._told:
+            log.warning("%s: %s", self.environment, trouble)
+        self._told = trouble
