@@ -8,6 +8,8 @@ waiting may, and a `SandboxError` else. A traceback in an answer is cut to its l
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import aiohttp
@@ -27,6 +29,15 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 class NoRoute(UsageError):
     """The server does not have this route."""
+
+
+class Busy(Unavailable):
+    """The server took nothing on: it has no room now. `after_s` is when it wants to be asked again, None where it does
+    not say."""
+
+    def __init__(self, message: str, after_s: float | None) -> None:
+        super().__init__(message)
+        self.after_s = after_s
 
 
 class Unreachable(SandboxError):
@@ -105,12 +116,24 @@ class Channel:
         if status in (404, 405) and words in ("Not Found", "Method Not Allowed", ""):
             return NoRoute(f"{self.base_url} has no route /{route}")
         if status in (429, 503):
-            after = response.headers.get("Retry-After")
-            hint = f"; try again in {after} s" if after else "; try again later"
-            return Unavailable(f"{self.base_url} is busy: {words or status}{hint}")
+            after_s = _seconds(response.headers.get("Retry-After"))
+            hint = "; try again later" if after_s is None else f"; try again in {after_s:g} s"
+            return Busy(f"{self.base_url} is busy: {words or status}{hint}", after_s)
         if 400 <= status < 500 or _FORWARDED.search(words):
             return UsageError(f"{route}: {words or status}")
         return SandboxError(Failure(FailureKind.ENVIRONMENT, route, f"{self.base_url} failed: {words or status}"))
+
+
+def _seconds(after: str | None) -> float | None:
+    """What a Retry-After header says: seconds, or a date."""
+    if after is None:
+        return None
+    if after.strip().isdecimal():
+        return float(after)
+    try:
+        return max((parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (TypeError, ValueError):
+        return None
 
 
 def _lost(route: str, message: str) -> Failure:

@@ -91,7 +91,7 @@ async def build(
     Raises Unavailable where something it needs cannot be had, EngineError where the build fails.
     """
     name = tag or image_name(spec)
-    chosen = base or await _base(engine, progress)
+    chosen = base or await base_image(engine, progress)
     wheels = wheelhouse or await _download(spec, progress)
     progress(Step(f"{spec.name}: laying out the build on {chosen}"))
     context = await asyncio.to_thread(_context, spec, wheels)
@@ -110,8 +110,20 @@ async def build_base(engine: Engine, progress: Progress) -> str:
     return name
 
 
-async def _base(engine: Engine, progress: Progress) -> str:
-    """A base image with the Python that the host's pip downloads for."""
+async def found_or_pulled(engine: Engine, image: str, progress: Progress) -> None:
+    """An image of somebody else's, as it is. Raises Unavailable where there is none and it cannot be pulled."""
+    try:
+        await engine.image_id(image)
+    except NotThere:
+        if not await _pulled(engine, image, progress):
+            raise Unavailable(
+                f"there is no image {image}, and no registry gives it: pull or build it where it can be had, then "
+                "`docker save` it there and `docker load` it here"
+            ) from None
+
+
+async def base_image(engine: Engine, progress: Progress) -> str:
+    """A base image with the Python that the host's pip downloads for; made where there is none."""
     official = f"python:{sys.version_info.major}.{sys.version_info.minor}-slim"
     for name in (base_name(), official):
         try:

@@ -221,6 +221,11 @@ class Engine:
             body = await self._client.images.inspect(image)
         return body["Config"]["Labels"] or {}
 
+    async def image_id(self, image: str) -> str:
+        """The digest of an image's content. Raises NotThere."""
+        async with _call(f"inspect image {image}", CALL_S):
+            return str((await self._client.images.inspect(image))["Id"])
+
     async def pull(self, image: str, progress: Progress, *, within_s: float = PULL_S) -> None:
         """Fetch an image from its registry, with progress in bytes."""
         layers: dict[str, tuple[int, int]] = {}

@@ -1,8 +1,9 @@
 """Episodes on an environment service of AgentScope's protocol: a `Sandbox` and its `Session`s over plain HTTP.
 
 Owns the instances that were asked for. Always true: an instance has an id of our own before it is asked for, so that
-no other call names it; a request is sent once, and a call without an answer loses its instance, never repeats it; an
-instance that was asked for is released, also where whoever asked has gone; at most `slots` instances live at once.
+no other call names it; a call without an answer loses its instance and is never repeated; one that the service had no
+room for was not run, and is sent again when the service says so, within its time; an instance that was asked for is
+released, also where whoever asked has gone; a service that does not answer any more is lost with all its instances.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
-from backends.agentscope.http import Channel, NoRoute
+from backends.agentscope.http import Busy, Channel, NoRoute
 from backends.sandboxes.remote.messages import as_text, graded, malformed, opened, stepped
 from backends.server.wire import ErrorCode
 from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, Unavailable, UnknownName, UsageError
@@ -25,17 +26,27 @@ if TYPE_CHECKING:
 
     from orchestrator.types import EpisodeSpec, Evaluation, Observation, SandboxId
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 CREATIONS: Final = 4
 """Creations under way at once: the service starts a process for each, and as many at a time as it has cores."""
 MAX_TURNS: Final = 200
 """Actions an episode: the service itself has no bound."""
+CREATE_S: Final = 300.0
+"""A creation may wait long at a busy service; steps have the run's own limit."""
+RELEASE_S: Final = 10.0
+PROBE_S: Final = 5.0
+"""After a call that broke off: within this time the service must say that it is well."""
 _RELEASES: Final = 3
 """How often a release is tried: it may be repeated, unlike a step."""
 _RELEASE_PAUSE_S: Final = 0.5
 _GONE: Final = "not found"
 _DIED: Final = ("ActorDiedError", "ActorUnavailableError", "The actor died", "actor is dead", "WorkerCrashedError")
+
+
+_DOUBTFUL: Final = frozenset({FailureKind.SANDBOX_LOST, FailureKind.SANDBOX_HUNG})
 
 
 class Admission:
@@ -77,7 +88,9 @@ class ServiceSandbox:
         self._admission = admission
         self._solutions = solutions
         self._live: set[ServiceSession] = set()
-        self._releases: dict[asyncio.Task[None], str] = {}
+        self._releases: dict[asyncio.Task[None], ServiceSession] = {}
+        self._probe: asyncio.Task[None] | None = None
+        self._buried = False
         self._calls = 0
         self._pending = 0
 
@@ -87,10 +100,8 @@ class ServiceSandbox:
         session = ServiceSession(self, f"rollout_{uuid4().hex}", spec.step_timeout_s)
         self._live.add(session)
         try:
-            creating = asyncio.create_task(self._create(session, spec), name=f"create-{session.id}")
-            session.creating = creating
-            await asyncio.wait({creating})
-            return session, creating.result()
+            session.creating = asyncio.create_task(self._create(session, spec), name=f"create-{session.id}")
+            return session, await session.answer("open", session.creating, CREATE_S)
         except BaseException:
             session.close()
             raise
@@ -99,26 +110,52 @@ class ServiceSandbox:
         async with self._admission.creations:
             body = {"env_type": self.info.name, "task_id": spec.task, "params": dict(spec.options)}
             try:
-                return opened(await self.call("open", "create", session.id, body))
+                return opened(await self.call("open", "create", session.id, body, CREATE_S))
             except SandboxRefused as refused:
                 if refused.code == ErrorCode.BAD_REQUEST:
                     failure = Failure(FailureKind.UNKNOWN_TASK, "open", refused.failure.message)
                     raise SandboxRefused(failure, code=ErrorCode.UNKNOWN_TASK) from None
                 raise
 
-    async def call(self, stage: str, route: str, instance: str, body: Mapping[str, Any]) -> Any:
-        """One call of an instance, sent once. Raises SandboxLost, SandboxRefused, SandboxError."""
-        if self.lost.done():
-            raise SandboxLost(self.lost.result(), suspect=False)
-        self._calls += 1
-        self._pending += 1
+    async def call(self, stage: str, route: str, instance: str, body: Mapping[str, Any], within_s: float) -> Any:
+        """One call of an instance, sent until the service takes it. Raises SandboxLost, SandboxRefused, SandboxError.
+
+        Cancelled: it may have run.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + within_s
+        while True:
+            if self.lost.done():
+                raise SandboxLost(self.lost.result(), suspect=False)
+            self._calls += 1
+            self._pending += 1
+            try:
+                return (await self.channel.post(route, {**body, "instance_id": instance})).get("data")
+            except Busy as busy:
+                if busy.after_s is None or loop.time() + busy.after_s >= ends:
+                    raise _told(busy, stage) from None
+                pause = busy.after_s
+            except (UsageError, SandboxError) as error:
+                told = _told(error, stage)
+                if told.failure.kind in _DOUBTFUL:
+                    self.doubt()
+                raise told from None
+            finally:
+                self._pending -= 1
+            await asyncio.sleep(pause)
+
+    def doubt(self) -> None:
+        """A call broke off, or got no answer: see whether the service is still there."""
+        if self._probe is None and not self.lost.done():
+            self._probe = asyncio.create_task(self._look(), name=f"look-at-{self.id}")
+
+    async def _look(self) -> None:
         try:
-            answer = await self.channel.post(route, {**body, "instance_id": instance})
-        except (UsageError, SandboxError) as error:
-            raise _told(error, stage) from None
+            if not await self.channel.alive(PROBE_S):
+                message = f"{self.channel.base_url} does not say that it is well any more"
+                self.condemn(Failure(FailureKind.SANDBOX_LOST, "call", message))
         finally:
-            self._pending -= 1
-        return answer.get("data")
+            self._probe = None
 
     async def tasks(self, split: str) -> TaskList:
         """See `Sandbox.tasks`; "" is the split `train`."""
@@ -165,23 +202,29 @@ class ServiceSandbox:
         """Release a session's instance in the background; called by the session, once."""
         self._live.discard(session)
         task = asyncio.create_task(self._release(session), name=f"release-{session.id}")
-        self._releases[task] = session.id
+        self._releases[task] = session
         task.add_done_callback(self._releases.pop)
 
     async def _release(self, session: ServiceSession) -> None:
         try:
-            if session.creating is not None and not session.creating.done():
-                await asyncio.wait({session.creating})  # a release that overtook its creation would leave the instance
+            if (creating := session.creating) is not None and not creating.done():
+                await asyncio.wait({creating})  # a release that overtook its creation would leave the instance
             for attempt in range(_RELEASES):
-                try:
-                    await self.channel.post("release", {"instance_id": session.id})
+                if self._buried or await self._released(session.id, attempt):
                     return
-                except (UsageError, SandboxError) as error:
-                    log.warning("instance %s could not be released (try %d): %s", session.id, attempt + 1, error)
                 await asyncio.sleep(_RELEASE_PAUSE_S)
             log.error("instance %s is left to the service's own idle clean-up", session.id)
         finally:
             self._admission.slots.release()
+
+    async def _released(self, instance: str, attempt: int) -> bool:
+        try:
+            async with asyncio.timeout(RELEASE_S):
+                await self.channel.post("release", {"instance_id": instance})
+        except (UsageError, SandboxError, TimeoutError) as error:
+            log.warning("instance %s could not be released (try %d): %s", instance, attempt + 1, error)
+            return False
+        return True
 
     async def drain(self) -> None:
         """Release every instance and wait until that is done."""
@@ -189,6 +232,21 @@ class ServiceSandbox:
             session.close()
         while self._releases:
             await asyncio.wait(set(self._releases))
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait({self._probe})
+
+    async def bury(self, failure: Failure) -> None:
+        """The service is ended with all its instances: nothing is asked of it any more."""
+        self.condemn(failure)
+        self._buried = True
+        for session in list(self._live):
+            session.close()
+        for release, session in self._releases.items():
+            release.cancel()
+            if session.creating is not None:
+                session.creating.cancel()
+        await self.drain()
 
 
 class ServiceSession:
@@ -225,19 +283,26 @@ class ServiceSession:
         if self._closed:
             failure = Failure(FailureKind.PROTOCOL, stage, "the session was released; open a new one")
             raise SandboxRefused(failure, code=ErrorCode.UNKNOWN_SESSION)
-        calling = asyncio.create_task(self._sandbox.call(stage, stage, self.id, body), name=f"{stage}-{self.id}")
+        call = self._sandbox.call(stage, stage, self.id, body, self._timeout_s)
+        calling = asyncio.create_task(call, name=f"{stage}-{self.id}")
         try:
-            await asyncio.wait({calling, self._lost}, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if calling.done():
-                return calling.result()
-            if self._lost.done():
-                raise SandboxLost(self._lost.result(), suspect=True)
-            message = f"no answer within {self._timeout_s:g} s: the instance is given up"
-            raise SandboxLost(Failure(FailureKind.SANDBOX_HUNG, stage, message), suspect=True)
+            return await self.answer(stage, calling, self._timeout_s)
         finally:
             if not calling.done():
                 calling.cancel()
                 await asyncio.wait({calling})
+
+    async def answer(self, stage: str, calling: asyncio.Task[T], within_s: float) -> T:
+        """What a call is answered, unless its time or the sandbox ends before. The call itself goes on."""
+        either: set[asyncio.Future[Any]] = {calling, self._lost}
+        await asyncio.wait(either, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        if self._lost.done() and (not calling.done() or calling.cancelled()):
+            raise SandboxLost(self._lost.result(), suspect=True)
+        if calling.done():
+            return calling.result()
+        self._sandbox.doubt()
+        message = f"no answer within {within_s:g} s: the instance is given up"
+        raise SandboxLost(Failure(FailureKind.SANDBOX_HUNG, stage, message), suspect=True)
 
     def abandon(self, failure: Failure) -> None:
         """The sandbox is lost: whoever waits for an answer is told."""
