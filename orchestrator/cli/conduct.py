@@ -21,9 +21,10 @@ from orchestrator.cli.build import absolute, ensure_ready, orchestrator
 from orchestrator.cli.display import show
 from orchestrator.cli.exits import CANCELLED, FAILED, OK, UNFINISHED
 from orchestrator.cli.logs import RunLog
-from orchestrator.cli.output import OutputLost, counts, emit_json, say
+from orchestrator.cli.output import OutputLost, counts, emit_json, printable, say
 from orchestrator.cli.summary import print_summary
 from orchestrator.errors import RolloutError, RunFailed, UsageError
+from orchestrator.run import Run
 from orchestrator.rundir import RunDirectory
 from orchestrator.types import REWARDED
 
@@ -84,9 +85,16 @@ def finished(summary: Mapping[str, Any], out: Path) -> int:
         return OK
     failures = counts(summary["failures"] or summary["outcomes"])
     say(
-        f"not one episode could be played ({failures}): see {out}/logs/rollout.log, then collect into another directory"
+        f"not one episode could be played ({failures}){_first_failure(out)}; see {out}/logs/rollout.log, then collect "
+        "into another directory"
     )
     return FAILED
+
+
+def _first_failure(out: Path) -> str:
+    with Run.open(out) as run:
+        first = next((trajectory.failure for trajectory in run.episodes() if trajectory.failure is not None), None)
+    return "" if first is None else f"; the first failed at {first.stage}: {printable(first.message)}"
 
 
 def report(summary: Mapping[str, Any], out: Path, *, json: bool) -> None:

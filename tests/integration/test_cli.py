@@ -341,8 +341,11 @@ def test_a_run_that_cannot_play_one_episode_fails_and_says_why_at_once(tmp_path:
         "--out", "run", "--json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.count("ValueError: no idea") == 1
-    assert "not one episode could be played (policy 8): see run/logs/rollout.log" in done.stderr
+    told, last = done.stderr.strip().split("\n")
+    assert "toy_" in told
+    assert "ValueError: no idea" in told
+    first = "; the first failed at act: ValueError: no idea"
+    assert last.startswith(f"not one episode could be played (policy 8){first}; see run/logs/rollout.log")
     assert json.loads(done.stdout)["reward_mean"] is None
     assert (tmp_path / "run/logs/rollout.log").read_text(encoding="utf-8").count("ValueError: no idea") >= 8
     assert "failed at act, policy: ValueError: no idea" in rollout("show", tmp_path / "run", "toy_0").stdout
