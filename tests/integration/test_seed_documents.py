@@ -7,10 +7,12 @@ each shell command, is read from the guide, so that the guide is right.
 from __future__ import annotations
 
 import ast
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import appworld_tasks
 import documents
 import pytest
 
@@ -43,7 +45,8 @@ def seed(number: str) -> str:
 def table(heading: str) -> dict[str, str]:
     """A table of the guide by the heading of its first column."""
     rows = GUIDE.partition(f"| {heading} |")[2].partition("\n\n")[0].splitlines()[2:]
-    return dict(re.fullmatch(r"\| `(.+?)` \| `(.+?)`.*\|", row).groups() for row in rows)  # type: ignore[union-attr]
+    cells = [re.findall(r"`(.+?)`", row) for row in rows]
+    return {theirs: here for theirs, here, *_ in cells}
 
 
 def programs(number: str) -> list[str]:
@@ -69,11 +72,50 @@ def test_only_import_lines_change(number: str) -> None:
         assert all(b.startswith("from backends.agentscope import") for _, b in changed)
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of the project's with synthetic tasks of AppWorld: the real ones must not be given on."""
+    if not find("appworld").installed:
+        message = "environment appworld is not installed: run `rollout env install appworld`"
+        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    made = appworld_tasks.write(find("appworld").interpreter(), tmp_path_factory.mktemp("appworld"))
+    return appworld_tasks.settle(tmp_path_factory.mktemp("home"), made)
+
+
+@pytest.mark.parametrize("number", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_a_whole_document(number: str, home: Path) -> None:
+    blocks = programs(number)
+    ran = documents.run(blocks, {**ENVIRONMENT, "ROLLOUT_HOME": str(home)}, timeout=LIMIT_S)
+    about_appworld = len(split_up(blocks)[0])
+    check_appworld(ran[:about_appworld])
+    if about_appworld < len(ran):
+        check_bfcl(ran[about_appworld:])
+
+
 @pytest.mark.parametrize("number", WITH_BFCL)
-def test_the_bfcl_script(number: str) -> None:
+def test_the_bfcl_script_alone(number: str) -> None:
     if not find("bfcl").installed:
         pytest.fail("environment bfcl is not installed: run `rollout env install bfcl`")
     check_bfcl(documents.run(split_up(programs(number))[1], ENVIRONMENT, timeout=LIMIT_S))
+
+
+def check_appworld(ran: list[Ran]) -> None:
+    """Listed the tasks, opened the first, ran its code, graded it (nothing has been done yet), and released it."""
+    train = appworld_tasks.splits()["train"]
+    verified, reviewed, created, stepped, graded, released = ran
+    assert verified.stdout == f"{train[0]}\n"
+    assert reviewed.stdout in (f"{train[0]}\n", f"{train}\n")
+    names = created.names
+    assert names["profile_list"] == train
+    assert created.stdout == f"Created instance {names['instance_id']} with query: {names['query']}\n"
+    assert [message["role"] for message in names["query"]] == ["system", "user"]
+    assert appworld_tasks.tasks()[0].instruction in names["query"][1]["content"]
+    result = stepped.names["result"]
+    assert "hello appworld!!" in result["state"][0]["content"]
+    assert (result["reward"], result["is_terminated"]) == (0.0, False)
+    if "score" in graded.names:  # the English document steps once more instead
+        assert graded.stdout == "Evaluation score: 0.0\n"
+    assert released.stdout == "Instance released: True\n"
 
 
 def check_bfcl(ran: list[Ran]) -> None:
