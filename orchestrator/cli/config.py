@@ -93,12 +93,12 @@ def _read_options(value: object) -> object:
 
 
 def _switched(value: object) -> object:
-    """Items as the command line has them (`NAME=VALUE`), or as a mapping."""
+    """Items as the command line has them (`NAME=VALUE`), or as a mapping; `egress=none` allows no destination."""
     if isinstance(value, list | tuple):
         pairs = (str(word).partition("=") for word in value)
         value = {name: text or None for name, _, text in pairs}
     if isinstance(value, dict) and isinstance(places := value.get("egress"), str):
-        value = value | {"egress": tuple(places.split(","))}
+        value = value | {"egress": () if places == "none" else tuple(places.split(","))}
     known = [item.name for item in fields(Hardening)]
     if isinstance(value, dict) and (unexpected := sorted(value.keys() - set(known))):
         raise ValueError(f"there is no item {unexpected[0]!r}; the items are {', '.join(known)}")

@@ -53,6 +53,8 @@ class Source:
         if error["type"] == "extra_forbidden" and (close := get_close_matches(key, sorted(known), n=1)):
             belongs = f"it does not belong to {' '.join(map(str, loc[:-1]))}" if close[0] == key else ""
             message += f" ({belongs or f'did you mean {close[0]!r}?'})"
+        elif error["type"] == "value_error":
+            message = str(error["ctx"]["error"])  # ours, and whole
         elif error["type"] == "missing":
             message += f" (give {option(key)}, or `{key}:` in a file named by --config)"
         elif error["type"] not in {"union_tag_invalid", "union_tag_not_found"}:

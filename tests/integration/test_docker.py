@@ -130,6 +130,11 @@ async def test_what_inspect_shows() -> None:
         assert (host["PidsLimit"], host["Memory"], host["MemorySwap"]) == (128, 2048 << 20, 2048 << 20)
         assert host["NanoCpus"] == 10**9
         assert host["Init"]
+        assert (host["IpcMode"], host["CgroupnsMode"]) == ("private", "private")
+        assert {one["Name"]: (one["Soft"], one["Hard"]) for one in host["Ulimits"]} == {
+            "nofile": (1024, 1024), "core": (0, 0)
+        }  # fmt: skip
+        assert config["StdinOnce"], "what it reads ends with whoever started it"
         assert host["LogConfig"]["Type"] == "none"
         assert "size=64m" in host["Tmpfs"]["/tmp"]
         [mount] = shown["Mounts"]

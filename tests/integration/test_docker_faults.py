@@ -18,7 +18,8 @@ from runs import Counted, counting, play, until
 
 from backends.sandboxes.docker import DockerBackend
 from backends.sandboxes.docker import backend as module
-from backends.sandboxes.docker.port import Engine, EngineTimeout
+from backends.sandboxes.docker.container import LEISURE_S, LOG_BYTES, Blueprint
+from backends.sandboxes.docker.port import Attachment, Engine, EngineTimeout
 from bench.strikes import SMALL, child_oom, fill_disk, hang, inside, kill, oom, pause
 from orchestrator.errors import RunFailed, SandboxError
 from orchestrator.pool import Pool
@@ -147,6 +148,42 @@ async def test_a_full_disk_is_bounded_and_harms_nobody() -> None:
         size = await asyncio.to_thread(inside, sandbox.id, "import os; print(os.stat('/tmp/ballast').st_size)")
         assert 60 << 20 < int(size) <= 64 << 20
         await exchange(sandbox, "toy_1", seed=1)
+
+
+async def test_output_without_end_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its beginning is kept; then it is read so slowly that its writer waits."""
+    flood = "import os\nwhile True:\n    os.write(2, bytes(65536))"
+    real_config, real_read = Blueprint.config, Attachment.read
+    reads = 0
+
+    def config(blueprint: Blueprint, *folders: Any) -> dict[str, Any]:
+        return real_config(blueprint, *folders) | {"Entrypoint": ["/opt/rollout/venv/bin/python", "-c", flood]}
+
+    async def read(attachment: Attachment) -> bytes:
+        nonlocal reads
+        reads += 1
+        return await real_read(attachment)
+
+    def kept() -> list[int]:
+        return [log.stat().st_size for log in tmp_path.glob("rollout-toy-*.log")]
+
+    monkeypatch.setattr(Blueprint, "config", config)
+    monkeypatch.setattr(Attachment, "read", read)
+    backend = DockerBackend("toy")
+    backend.configure(run=module.RunId("flood"), with_solutions=False, logs=str(tmp_path), call_limit_s=5.0)
+    async with backend:
+        creating = asyncio.create_task(backend.create(), name="creating")
+
+        async def one_is_full() -> bool:
+            return await asyncio.to_thread(kept) == [LOG_BYTES]
+
+        await until(one_is_full, "the log to be full")
+        before = reads
+        await asyncio.sleep(1.0)
+        assert reads - before <= 1.0 / LEISURE_S + 1
+        creating.cancel()
+        await asyncio.wait({creating})
+    assert await asyncio.to_thread(kept) == [LOG_BYTES]
 
 
 async def test_a_removal_that_never_returns(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,8 @@ from backends.sandboxes.docker.images import DIGEST, ENVIRONMENT, ensure, image_
 from backends.sandboxes.docker.owners import NAMESPACE, OWNER, Standing, owner_labels, standing
 from backends.sandboxes.docker.port import ContainerState, EngineRefused, NotThere
 from backends.sandboxes.docker.usage import Usage, first_child
-from orchestrator.errors import Unavailable
+from orchestrator.cli.config import Docker, load
+from orchestrator.errors import Unavailable, UsageError
 from orchestrator.rundir import Owner
 from orchestrator.types import FailureKind
 
@@ -37,9 +38,9 @@ class TestHardening:
             "init": (False, {"Init"}),
             "network": ("bridge", {"NetworkMode"}),
             "runtime": ("runsc", {"Runtime"}),
-            "open_files": (7, {"Ulimits"}),
+            "open_files": (70, {"Ulimits"}),
             "cpus": (0.5, {"NanoCpus"}),
-            "memory_mb": (7, {"Memory", "MemorySwap"}),
+            "memory_mb": (70, {"Memory", "MemorySwap"}),
             "pids": (7, {"PidsLimit"}),
             "tmp_mb": (7, {"Tmpfs"}),
             "shm_mb": (7, {"ShmSize"}),
@@ -54,12 +55,40 @@ class TestHardening:
     def test_an_environments_bounds_hold_unless_others_are_given(self) -> None:
         asked = Resources(cpus=2.0, memory_mb=100, pids=10, tmp_mb=0, shm_mb=1)
         assert Hardening().bounds(asked) == asked
-        assert Hardening(memory_mb=5, pids=0).bounds(asked) == Resources(2.0, 5, 0, 0, 1)
+        assert Hardening(memory_mb=70, pids=0).bounds(asked) == Resources(2.0, 70, 0, 0, 1)
         assert "size" not in Hardening().host_config(asked)["Tmpfs"]["/tmp"]
 
     def test_a_negative_bound_is_refused(self) -> None:
         with pytest.raises(ValueError, match="pids must be positive"):
             Hardening(pids=-1)
+
+    @pytest.mark.parametrize(
+        "items",
+        [{"user": "root"}, {"user": ""}, {"user": "1:"}, {"user": "1:2:3"}, {"user": "-1"}, {"user": "99999999999"},
+         {"open_files": 0}, {"open_files": -1}, {"memory_mb": 1}],
+    )  # fmt: skip
+    def test_what_no_container_starts_with_is_refused(self, items: dict[str, Any]) -> None:
+        [name] = items
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            Hardening(**items)
+
+    def test_the_command_line_can_allow_nothing_where_an_environment_names_destinations(self) -> None:
+        stored = load(None, {"env": "toy", "backend": "docker", "hardening": ("egress=none",)}).backend
+        assert stored == Docker(kind="docker", hardening=Hardening(egress=()))
+
+    def test_the_command_line_is_told_in_whole_sentences(self) -> None:
+        for item, says in (
+            ("bogus=1", "there is no item 'bogus'; .*egress"),
+            ("user=root", "user must be .* not 'root'"),
+        ):
+            with pytest.raises(UsageError, match=f"^--hardening: {says}$"):
+                load(None, {"env": "toy", "backend": "docker", "hardening": (item,)})
+
+    def test_no_bound_is_none(self) -> None:
+        """The engine takes a size of 0 for its own default where shared memory is meant."""
+        config = Hardening(shm_mb=0, memory_mb=0, pids=0, cpus=0).host_config(Resources())
+        assert config["ShmSize"] > 1 << 40
+        assert (config["Memory"], config["PidsLimit"], config["NanoCpus"]) == (0, 0, 0)
 
 
 class TestDeath:

@@ -249,8 +249,14 @@ class DockerBackend:
                 if loop.time() >= again:
                     self._left[name] = loop.time() + RETRY_S
                     self._chore(self._retry(name), f"remove-{name}")
-            if self._reaper is not None:
+            await self._keep_reaper()
+
+    async def _keep_reaper(self) -> None:
+        if self._reaper is not None:
+            try:
                 await asyncio.to_thread(self._reaper.keep)
+            except OSError as error:  # no process or file is to be had just now: that ends no run
+                log.warning("the reaper has ended, and no other can be started yet: %s", error)
 
     async def _retry(self, name: SandboxId) -> None:
         try:

@@ -22,7 +22,7 @@ from backends.sandboxes.docker.death import describe
 from backends.sandboxes.docker.egress import AllowList
 from backends.sandboxes.docker.images import DIGEST, ENVIRONMENT
 from backends.sandboxes.docker.owners import RUN
-from backends.sandboxes.docker.port import EngineError, EngineGone
+from backends.sandboxes.docker.port import EngineError, EngineGone, NotThere
 from backends.sandboxes.docker.proxy import SOCKET as EGRESS
 from backends.sandboxes.docker.proxy import Proxy
 from backends.sandboxes.docker.usage import Usage, first_child
@@ -51,6 +51,8 @@ WORN_AT: Final = 0.75
 """The part of its memory from which on a container is replaced."""
 LOG_BYTES: Final = 1 << 20
 """What is kept of a container's own output."""
+LEISURE_S: Final = 0.05
+"""Between two reads of what is not kept; each takes some 32 KiB."""
 ADDRESS_SPACE_MB: Final = 4096
 _MOUNT: Final = "/run/rollout"
 _WAY_OUT: Final = "/run/rollout-egress"
@@ -263,10 +265,10 @@ class Container:
         """
         await asyncio.wait(_either(ended, sandbox.ended), return_when=asyncio.FIRST_COMPLETED)
         failure = await self._cause(sandbox)
-        if failure is None:
+        if failure is None and not sandbox.ended.done():
             await asyncio.wait({sandbox.ended})
-            failure = await self._cause(sandbox) or sandbox.ended.result()
-        sandbox.condemn(failure)
+            failure = await self._cause(sandbox)
+        sandbox.condemn(failure or sandbox.ended.result())
 
     async def _cause(self, sandbox: LinkedSandbox) -> Failure | None:
         """Why the sandbox is lost; None where it seems to live."""
@@ -274,11 +276,16 @@ class Container:
             return sandbox.ended.result()
         try:
             state = await self._settled()
-        except EngineGone:
-            message = "the Docker daemon is gone, and the sandbox with it"
-            return Failure(FailureKind.SANDBOX_LOST, "call", message) if sandbox.ended.done() else None
-        except EngineError as error:
+        except NotThere as error:
             return Failure(FailureKind.SANDBOX_LOST, "call", f"the container is gone ({error})")
+        except EngineError as error:
+            if not sandbox.ended.done():
+                return None
+            gone = "the Docker daemon is gone, and the sandbox with it"
+            message = (
+                gone if isinstance(error, EngineGone) else f"the connection has ended, and nobody knows why: {error}"
+            )
+            return Failure(FailureKind.SANDBOX_LOST, "call", message)
         return None if state.running else describe(state, self.blueprint.memory_mb)
 
     async def _settled(self) -> ContainerState:
@@ -292,12 +299,15 @@ class Container:
             await asyncio.sleep(SETTLE_POLL_S)
 
     async def _drain(self, attachment: Attachment) -> None:
-        """Keep the beginning of the container's output; read on to its end."""
+        """Keep the beginning of the container's output; read on to its end, but at leisure: what writes without end
+        waits in its own pipe, and costs neither this process nor the daemon anything."""
         path, kept = self.blueprint.log_path(self.id), 0
         while data := await attachment.read():
             if kept < LOG_BYTES:
                 await asyncio.to_thread(_append, path, data[: LOG_BYTES - kept])
                 kept += len(data)
+            else:
+                await asyncio.sleep(LEISURE_S)
 
     async def _shut(self) -> None:
         """Nobody comes in through this container's door any more."""

@@ -5,19 +5,27 @@ Each item is a field, to be switched by its name. `host_config` is what the Dock
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from backends.environments.catalog import Resources
 
+LEAST_FILES: Final = 64
+"""What the runtime itself and a server that has just started hold open, and some."""
+LEAST_MEMORY_MB: Final = 64
+"""An interpreter with the server loaded takes about 30."""
 _MIB: Final = 1 << 20
+_UNBOUNDED: Final = 1 << 50
+"""The engine takes a size of 0 for its own default, which is a bound."""
+_USER: Final = re.compile(r"[0-9]{1,9}(:[0-9]{1,9})?")
 
 
 @dataclass(frozen=True, slots=True)
 class Hardening:
     """What holds a container; sizes are in MiB. A bound that is None is the environment's own, 0 is none at all; so is
-    an `egress` of None, and () allows nothing."""
+    an `egress` of None, and () allows nothing. Raises ValueError for what no container can be started with."""
 
     user: str = "65534:65534"
     """User and group by number: nobody, with no home and no files."""
@@ -47,6 +55,12 @@ class Hardening:
         for name in ("cpus", "memory_mb", "pids", "tmp_mb", "shm_mb"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ValueError(f"{name} must be positive, or 0 for no bound, not {value}")
+        if not _USER.fullmatch(self.user):
+            raise ValueError(f"user must be UID or UID:GID by number, as in 65534:65534, not {self.user!r}")
+        if self.open_files < LEAST_FILES:
+            raise ValueError(f"open_files must be at least {LEAST_FILES}, not {self.open_files}")
+        if self.memory_mb is not None and 0 < self.memory_mb < LEAST_MEMORY_MB:
+            raise ValueError(f"memory_mb must be at least {LEAST_MEMORY_MB}, or 0 for no bound, not {self.memory_mb}")
 
     def bounds(self, resources: Resources) -> Resources:
         """The environment's own bounds, with those that are given here over them."""
@@ -61,7 +75,7 @@ class Hardening:
             "NetworkMode": self.network,
             "ReadonlyRootfs": self.read_only,
             "Tmpfs": {"/tmp": self._tmpfs(bounds.tmp_mb)},
-            "ShmSize": bounds.shm_mb * _MIB,
+            "ShmSize": bounds.shm_mb * _MIB or _UNBOUNDED,
             "Init": self.init,
             "IpcMode": "private",
             "CgroupnsMode": "private",

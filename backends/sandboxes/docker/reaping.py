@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import sys
 import threading
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 BYE_S: Final = 5.0
 """A reaper that was told to go is gone after a few milliseconds."""
 _POLL_S: Final = 0.01
+
+log = logging.getLogger(__name__)
 
 
 class Reaper:
@@ -34,25 +38,39 @@ class Reaper:
         return await asyncio.to_thread(cls, task, log)
 
     def keep(self) -> None:
-        """Start another where somebody has killed it. Cheap: called about once a second."""
+        """Start another where it has ended. Cheap: called about once a second. Raises OSError where none can be
+        started now; the next call tries again."""
         if self._ended():
+            pid, pipe = self._spawn()
+            log.warning("the reaper has ended: started another (%s may say why)", self._log)
             os.close(self._pipe)
-            self._pid, self._pipe = self._spawn()
+            self._pid, self._pipe = pid, pipe
 
     async def bye(self) -> None:
-        """All is gone: let it end, and wait for that."""
+        """All is gone: let it end, and wait for that; for one that is held up, not for ever."""
         await asyncio.to_thread(self._say_bye)
-        async with asyncio.timeout(BYE_S):
-            while True:
-                if self._ended():
-                    return
-                await asyncio.sleep(_POLL_S)
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + BYE_S
+        while not self._ended():
+            if loop.time() >= ends:
+                log.warning(
+                    "the reaper (process %d) has not ended within %g s, though nothing is left", self._pid, BYE_S
+                )
+                return self._leave()
+            await asyncio.sleep(_POLL_S)
 
     def let_go(self) -> None:
         """Something is left: let it begin, and outlive this process if it must."""
         os.close(self._pipe)
-        # Where this process lives on, somebody must take note of its end.
-        threading.Thread(target=os.waitpid, args=(self._pid, 0), name="reaper", daemon=True).start()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Where this process lives on, somebody must take note of its end."""
+        threading.Thread(target=self._wait, name="reaper", daemon=True).start()
+
+    def _wait(self) -> None:
+        with contextlib.suppress(ChildProcessError):  # its end has been noted already
+            os.waitpid(self._pid, 0)
 
     def _say_bye(self) -> None:
         try:
