@@ -90,11 +90,23 @@ async def reference(progress: Callable[[str], None] = lambda line: None) -> Refe
         python = await install(SPEC, progress=progress, deadline_s=INSTALL_S)
     except Unavailable as error:
         raise Unavailable(f"the reference cannot be had here, and nothing can be held against it: {error}") from None
-    root = home() / "reference" / blake2b(f"{_LAYOUT} {python}".encode(), digest_size=8).hexdigest()
+    root = _root(python)
     if not await asyncio.to_thread(root.is_dir):
         progress("preparing the reference's data")
         await _prepare(python, root)
     return Reference(python, root)
+
+
+def found() -> Reference:
+    """The installed reference. Raises Unavailable where it has not been installed."""
+    python = SPEC.interpreter()
+    if not (root := _root(python)).is_dir():
+        raise Unavailable("the reference is not prepared: run `rollout bench agentscope` once")
+    return Reference(python, root)
+
+
+def _root(python: Path) -> Path:
+    return home() / "reference" / blake2b(f"{_LAYOUT} {python}".encode(), digest_size=8).hexdigest()
 
 
 async def _prepare(python: Path, root: Path) -> None:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, assert_never
 
 from backends.environments.catalog import find
 from orchestrator.cli.config import Chat, Docker, Local, Ray, Remote, Replay, RunConfig, Scripted
+from orchestrator.cli.solutions import REFERENCE, read
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from backends.environments.catalog import EnvironmentSpec
     from orchestrator.events import Listener
     from orchestrator.facade import Orchestrator
@@ -48,15 +51,31 @@ def backend(config: RunConfig) -> Backend:
             from backends.sandboxes.local import LocalBackend
 
             return LocalBackend(config.env, unsafe=unsafe, auto_install=False)
+        case Docker(image_protocol="env_service", image=str(image)) as docker:
+            from backends.sandboxes.docker.service_backend import ServiceImageBackend
+            from backends.sandboxes.docker.service_image import ServiceImage
+
+            return ServiceImageBackend(
+                config.env,
+                ServiceImage(image, variables=docker.image_env, hardening=docker.hardening),
+                max_instances=docker.max_instances,
+                solutions=_solutions(docker.solutions),
+            )
         case Docker(image=image, hardening=hardening):
             from backends.sandboxes.docker import DockerBackend
 
             return DockerBackend(config.env, image=image, hardening=hardening)
-        case Remote(url=url, token_env=token_env, max_instances=max_instances):
+        case Remote(url=url, token_env=token_env, max_instances=max_instances, solutions=solutions):
             from backends.sandboxes.remote import RemoteBackend
 
             token = os.environ.get(token_env)
-            return RemoteBackend(url, environment=config.env, token=token, max_instances=max_instances)
+            return RemoteBackend(
+                url,
+                environment=config.env,
+                token=token,
+                max_instances=max_instances,
+                solutions=_solutions(solutions),
+            )
         case Ray() as cluster:
             return _ray(config.env, cluster)
         case other:
@@ -86,6 +105,10 @@ def _ray(environment: str, cluster: Ray) -> Backend:
 
 def _has_port(listen: str | None) -> bool:
     return listen is not None and listen.rpartition(":")[2].isdecimal() and not listen.endswith("]")
+
+
+def _solutions(source: str | None) -> Mapping[str, Sequence[bytes]] | None:
+    return None if source is None else read(source)
 
 
 def policy(config: RunConfig) -> Policy:
@@ -127,11 +150,27 @@ def _chat(chat: Chat) -> Policy:
 
 async def ensure_ready(config: RunConfig, *, install: bool) -> None:
     """Install an environment, or build its image, at its first use, saying so. Raises Unavailable, EngineError."""
-    spec = find(config.env)
-    if isinstance(config.backend, Docker):
-        await ensure_image(spec, config.backend.image, build=install)
-    else:
-        await ensure_installed(spec, install=install)
+    match config.backend:
+        case Docker(image_protocol="rollout", image=image):
+            await ensure_image(find(config.env), image, build=install)
+        case Docker(solutions=solutions) | Remote(solutions=solutions):
+            await _ensure_solutions(config, solutions, install=install)
+        case Local() | Ray():
+            await ensure_installed(find(config.env), install=install)
+        case other:
+            assert_never(other)
+
+
+async def _ensure_solutions(config: RunConfig, source: str | None, *, install: bool) -> None:
+    """Somebody else serves the environment: this machine needs it, or the published service, for `replay` alone."""
+    from orchestrator.cli.output import say
+
+    if source == REFERENCE and install:
+        from bench.reference import reference
+
+        await reference(say)
+    elif source is None and isinstance(config.policy, Replay):
+        await ensure_installed(find(config.env), install=install)
 
 
 async def ensure_installed(spec: EnvironmentSpec, *, install: bool) -> None:
@@ -160,8 +199,11 @@ async def ensure_image(spec: EnvironmentSpec, image: str | None, *, build: bool)
 
 def absolute(config: RunConfig) -> RunConfig:
     """The same configuration, valid in any working directory: what is stored with the run."""
-    if not isinstance(config.policy, Scripted):
-        return config
-    file, _, function = config.policy.script.rpartition(":")
-    script = f"{Path(os.path.abspath(file))}:{function}"
-    return config.model_copy(update={"policy": config.policy.model_copy(update={"script": script})})
+    if isinstance(config.policy, Scripted):
+        file, _, function = config.policy.script.rpartition(":")
+        script = f"{Path(os.path.abspath(file))}:{function}"
+        config = config.model_copy(update={"policy": config.policy.model_copy(update={"script": script})})
+    if isinstance(config.backend, Docker | Remote) and config.backend.solutions not in {None, REFERENCE}:
+        solutions = os.path.abspath(str(config.backend.solutions))
+        config = config.model_copy(update={"backend": config.backend.model_copy(update={"solutions": solutions})})
+    return config

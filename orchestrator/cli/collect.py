@@ -57,13 +57,28 @@ def collect(
         bool | None, _option(HOW, None, "local: allow environments that run the agent's code.", "--unsafe-local")
     ] = None,
     image: Annotated[Text, _option(HOW, "IMAGE", "docker: an image of your own (default: built).")] = None,
+    image_protocol: Annotated[
+        Literal["rollout", "env_service"] | None,
+        _option(HOW, None, "docker: what the image speaks: our wire, or AgentScope's env_service (default rollout)."),
+    ] = None,
+    image_env: Annotated[
+        list[str] | None, _option(HOW, "NAME=VALUE", "env_service: a variable of the image; may be repeated.")
+    ] = None,
     hardening: Annotated[
         list[str] | None,
         _option(HOW, "ITEM=VALUE", "docker: switch one item, as in memory_mb=4096; may be repeated."),
     ] = None,
     url: Annotated[Text, _option(HOW, "URL", "remote: the server.")] = None,
     token_env: Annotated[Text, _option(HOW, "NAME", "remote: the variable with its token (ROLLOUT_TOKEN).")] = None,
-    max_instances: Annotated[Count, _option(HOW, "N", "remote: instances at once (default 16).")] = None,
+    max_instances: Annotated[Count, _option(HOW, "N", "remote, env_service: instances at once (default 16).")] = None,
+    solutions: Annotated[
+        Text,
+        _option(
+            HOW,
+            "FILE|reference",
+            "remote, env_service: what replay plays, where the server's data is another release's.",
+        ),
+    ] = None,
     ray_address: Annotated[
         Text, _option(HOW, "ADDRESS", "ray: the cluster (default: RAY_ADDRESS, or one of this machine's own).")
     ] = None,

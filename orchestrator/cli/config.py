@@ -8,14 +8,24 @@ of secret variables, never their values.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path  # noqa: TC003  pydantic evaluates the annotation
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from backends.sandboxes.docker.hardening import Hardening
+from backends.sandboxes.docker.service_image import OF_ORIGINALS
 from orchestrator.cli.source import Source
 from orchestrator.errors import UsageError
 from orchestrator.names import unknown
@@ -24,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Solutions = Annotated[str, Field(min_length=1)]
+"""A file of them, or `reference`: those of the release that AgentScope's published service grades by."""
 
 
 class Frozen(BaseModel):
@@ -92,6 +104,16 @@ def _read_options(value: object) -> object:
     return read
 
 
+def _read_variables(value: object) -> object:
+    """Variables as the command line has them (`NAME=VALUE`), or a mapping."""
+    if not isinstance(value, list | tuple):
+        return value
+    pairs = [str(word).partition("=") for word in value]
+    if wrong := next((name for name, sign, _ in pairs if not (name and sign)), None):
+        raise ValueError(f"a variable is NAME=VALUE, not {wrong!r}")
+    return {name: text for name, _, text in pairs}
+
+
 def _switched(value: object) -> object:
     """Items as the command line has them (`NAME=VALUE`), or as a mapping; `egress=none` allows no destination."""
     if isinstance(value, list | tuple):
@@ -111,8 +133,38 @@ class Docker(Frozen):
     kind: Literal["docker"]
     image: str | None = Field(default=None, min_length=1)
     """An image of your own; by default the environment's is built."""
+    image_protocol: Literal["rollout", "env_service"] = "rollout"
+    """What the image's server speaks: this project's wire, or AgentScope's environment service."""
+    image_env: Annotated[dict[str, str], BeforeValidator(_read_variables)] = {}
+    """env_service: the image's variables. They are stored with the run, so they are no place for secrets."""
+    max_instances: PositiveInt = 16
+    """env_service: instances at once."""
+    solutions: Solutions | None = None
+    """env_service: the known actions of its tasks; see `orchestrator.cli.solutions`."""
     hardening: Annotated[Hardening, BeforeValidator(_switched)] = Hardening()
     """What walls a container off, item by item."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_originals(cls, values: Any) -> Any:
+        """Items that were not given are those of such images."""
+        if isinstance(values, dict) and values.get("image_protocol") == "env_service":
+            given = _switched(values.get("hardening") or {})
+            if isinstance(given, dict):
+                return values | {"hardening": asdict(OF_ORIGINALS) | given}
+        return values
+
+    @model_validator(mode="after")
+    def _meant(self) -> Self:
+        """Refuse what would change nothing."""
+        if self.image_protocol == "env_service":
+            if self.image is None:
+                raise ValueError("the protocol env_service is an image's: name it with --image")
+            return self
+        for name in ("image_env", "max_instances", "solutions"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} belongs to an image of the protocol env_service (--image-protocol)")
+        return self
 
 
 class Remote(Frozen):
@@ -123,6 +175,8 @@ class Remote(Frozen):
     """Without a user or a password: it is stored with the run."""
     token_env: str = "ROLLOUT_TOKEN"
     max_instances: PositiveInt = 16
+    solutions: Solutions | None = None
+    """The known actions of its tasks, where it grades by other data than this machine's environment."""
 
 
 class Ray(Frozen):
