@@ -28,7 +28,7 @@ class Hardening:
     an `egress` of None, and () allows nothing. Raises ValueError for what no container can be started with."""
 
     user: str = "65534:65534"
-    """User and group by number: nobody, with no home and no files."""
+    """User and group by number: nobody, with no home and no files. Empty: the image's own."""
     drop_capabilities: bool = True
     no_new_privileges: bool = True
     seccomp: bool = True
@@ -55,7 +55,7 @@ class Hardening:
         for name in ("cpus", "memory_mb", "pids", "tmp_mb", "shm_mb"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ValueError(f"{name} must be positive, or 0 for no bound, not {value}")
-        if not _USER.fullmatch(self.user):
+        if self.user and not _USER.fullmatch(self.user):
             raise ValueError(f"user must be UID or UID:GID by number, as in 65534:65534, not {self.user!r}")
         if self.open_files < LEAST_FILES:
             raise ValueError(f"open_files must be at least {LEAST_FILES}, not {self.open_files}")
