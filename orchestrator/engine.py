@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, assert_never
 
 from orchestrator.delivery import Releases
-from orchestrator.episode import Episode
-from orchestrator.errors import PolicyError, RolloutError, SandboxError, first_error
+from orchestrator.errors import RolloutError, first_error
 from orchestrator.events import Draining, EpisodeEnded, EpisodeRetried
+from orchestrator.playing import Unplayed
 from orchestrator.records import EpisodeBuffer
 from orchestrator.scheduler import (
     Command,
@@ -42,9 +42,8 @@ from orchestrator.types import REWARDED, StopReason, Trajectory
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.episode import EpisodeServices, EpisodeSettings
-    from orchestrator.journal import Journal
-    from orchestrator.pool import Pool
+    from orchestrator.events import Listener
+    from orchestrator.playing import Player
     from orchestrator.store import Store
     from orchestrator.types import EpisodeKey
 
@@ -81,11 +80,10 @@ class Engine:
         self,
         *,
         scheduler: Scheduler,
-        settings: EpisodeSettings,
-        services: EpisodeServices,
-        pool: Pool,
+        player: Player,
+        head: bytes,
+        emit: Listener,
         store: Store,
-        journal: Journal | None,
         held: dict[EpisodeKey, EpisodeBuffer],
         consumer: str | None,
     ) -> None:
@@ -93,11 +91,11 @@ class Engine:
         self.counters = Counters()
         self.releases = Releases()
         self.complete = False
-        self._settings = settings
-        self._services = services
-        self._pool = pool
+        self._player = player
+        self._head = head
+        """What every buffer of the run begins with."""
+        self._emit = emit
         self._store = store
-        self._journal = journal
         self._held = held
         """Histories of episodes that are not running: resumed from the journal, or between two tries."""
         self._consumer = consumer
@@ -139,7 +137,7 @@ class Engine:
             self._error = self._error or first_error(errors)
         finally:
             self._tasks = None
-            self.counters.sandbox_cpu_s = self._pool.cpu_seconds() - self._sandbox_cpu_start
+            self.counters.sandbox_cpu_s = self._player.cpu_seconds() - self._sandbox_cpu_start
             gc.unfreeze()
             self.over.set()
             gc.set_threshold(*self._thresholds)
@@ -151,13 +149,13 @@ class Engine:
         gc.freeze()  # what start-up built stays: the collector need not walk it again and again
         gc.set_threshold(100_000, 50, 100)
         self._cpu_start = time.process_time()
-        self._sandbox_cpu_start = self._pool.cpu_seconds()
+        self._sandbox_cpu_start = self._player.cpu_seconds()
         self.counters.wall_start = self.counters.wall_end = time.monotonic()
 
     def drain(self) -> None:
         """Start nothing more; what runs goes on to its end. Idempotent."""
         if not self.scheduler.draining:
-            self._services.emit(Draining())
+            self._emit(Draining())
             self.feed(Drain())
 
     def cancel(self) -> None:
@@ -174,9 +172,7 @@ class Engine:
         """Called by the store once a commit."""
         self.counters.cpu_s = time.process_time() - self._cpu_start
         self.counters.wall_end = time.monotonic()
-        if self._journal is not None:
-            for key in keys:
-                self._journal.forget(key)
+        self._player.stored(keys)
         self.feed(Stored(keys, len(seqs)))
         if seqs:
             self.releases.changed()
@@ -202,7 +198,7 @@ class Engine:
                 self._count(trajectory)
                 self._store.put(trajectory, release)
             case SetAside(key, attempt, outcome, failure):
-                buffer = self._held.pop(key, None) or EpisodeBuffer(self._settings.header)
+                buffer = self._held.pop(key, None) or EpisodeBuffer(self._head)
                 now = time.time()
                 self._events.append(
                     Ended(
@@ -235,20 +231,18 @@ class Engine:
         if self._tasks is None:
             raise RuntimeError("the engine is not running")
         held = self._held.pop(key, None)
-        buffer = held if held is not None and not fresh else EpisodeBuffer(self._settings.header)
+        buffer = held if held is not None and not fresh else EpisodeBuffer(self._head)
         self._episodes[key] = self._tasks.create_task(self._play(key, attempt, buffer), name=f"episode-{key}")
 
     async def _play(self, key: EpisodeKey, attempt: int, buffer: EpisodeBuffer) -> None:
-        """The one place where an episode's exception becomes data."""
         try:
-            episode = Episode(key, attempt, buffer, self._settings, self._services)
-            trajectory = await episode.run()
-        except (SandboxError, PolicyError) as error:
+            trajectory = await self._player.play(key, attempt, buffer)
+        except Unplayed as unplayed:
             del self._episodes[key]
-            self._held[key] = buffer
+            self._held[key] = unplayed.buffer
             self.counters.retried += 1
-            self._services.emit(EpisodeRetried(key, attempt, error.failure))
-            self.feed(Failed(key, error.failure))
+            self._emit(EpisodeRetried(key, attempt, unplayed.failure))
+            self.feed(Failed(key, unplayed.failure))
         else:
             del self._episodes[key]
             self.feed(Ended(trajectory))
@@ -264,7 +258,7 @@ class Engine:
         if trajectory.outcome in REWARDED and trajectory.reward is not None:
             counters.rewarded += 1
             counters.reward_sum += trajectory.reward
-        self._services.emit(
+        self._emit(
             EpisodeEnded(
                 trajectory.key, trajectory.outcome, trajectory.stop_reason, trajectory.reward, trajectory.failure
             )

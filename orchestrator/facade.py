@@ -30,6 +30,7 @@ from orchestrator.errors import (
 )
 from orchestrator.journal import Journal
 from orchestrator.planning import Resolved, probe, resolve
+from orchestrator.playing import LocalPlayer
 from orchestrator.pool import Pool
 from orchestrator.records import EpisodeBuffer, header
 from orchestrator.retry import RetryPolicy
@@ -396,13 +397,13 @@ class Orchestrator:
             attempts={key: attempt for key, (attempt, _) in held.items()},
             open_samples=open_samples,
         )
+        settings = self._settings()
         return Engine(
             scheduler=scheduler,
-            settings=self._settings(),
-            services=self._services(),
-            pool=self._need_pool(),
+            player=LocalPlayer(settings, self._services(), self._journal),
+            head=settings.header,
+            emit=self._emit,
             store=store,
-            journal=self._journal,
             held={key: buffer for key, (_, buffer) in held.items()},
             consumer=consumer,
         )

@@ -447,7 +447,7 @@ class TestMisuse:
         for file in (broken.parent / "__init__.py", broken / "__init__.py"):
             file.touch()
         (broken / "__main__.py").write_text("raise SystemExit(5)", encoding="ascii")
-        monkeypatch.setattr("backends.sandboxes.local.stage", lambda spec: tmp_path / "broken")
+        monkeypatch.setattr("backends.sandboxes.process.stage", lambda spec: tmp_path / "broken")
         with pytest.raises(RunFailed, match="no sandbox can be started: the server exited with code 5"):
             await play(tmp_path / "run", Counted(counting), episodes=4)
         monkeypatch.undo()
