@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from conftest import Outside
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-TASKS = {"text_games": 100}
+TASKS = {"text_games": 100, "sql_desk": 15, "python_cell": 5}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,6 @@ from backends.sandboxes.local import LocalBackend
 from orchestrator.testing import check_environment
 
 
-@pytest.mark.parametrize("split", ["text_games", "lake", "taxi", "cliff"])
+@pytest.mark.parametrize("split", ["text_games", "cliff"])
 async def test_text_games(split: str) -> None:
-    await check_environment(lambda: LocalBackend("text_games"), split, tasks=4)
+    await check_environment(lambda: LocalBackend("text_games"), split, tasks=3)

@@ -1,0 +1,1 @@
+"""The environment `python_cell`: `inside.py` is what runs in its sandboxes."""

@@ -1,0 +1,1 @@
+"""The environment `sql_desk`: `inside.py` is what runs in its sandboxes."""
