@@ -287,11 +287,11 @@ class DockerBackend:
             await reaper.bye()
 
     async def _draw(self, engine: Engine) -> Blueprint:
-        digest = await asyncio.to_thread(lambda: self.spec.digest)
+        digest, data = await asyncio.to_thread(lambda: (self.spec.digest, self.spec.data_folder))
         return Blueprint(
             spec=self.spec,
             digest=digest,
-            data=self.spec.data_folder,
+            data=data,
             image=await ensure(engine, self.spec, self._image, self._progress),
             hardening=self._hardening,
             run=self._run,

@@ -45,9 +45,9 @@ _BAKE: Final = Path(__file__).with_name("bake.py")
 _TAIL: Final = 8
 
 
-def image_name(spec: EnvironmentSpec) -> str:
-    """The image of an environment as it is now."""
-    return f"rollout-{spec.name}:{spec.digest}"
+def image_name(spec: EnvironmentSpec, digest: str | None = None) -> str:
+    """The image of an environment at a digest; without one as it is now, which reads its files."""
+    return f"rollout-{spec.name}:{digest or spec.digest}"
 
 
 async def ensure(
@@ -58,7 +58,8 @@ async def ensure(
     Only an image that was named is pulled: the name that this project makes up belongs to nobody in any registry.
     Raises Unavailable where it can be had in no way, and where the named one is of another digest.
     """
-    name = image or image_name(spec)
+    digest = await asyncio.to_thread(lambda: spec.digest)
+    name = image or image_name(spec, digest)
     try:
         labels = await engine.image_labels(name)
     except NotThere:
@@ -68,10 +69,10 @@ async def ensure(
             await build(engine, spec, progress, tag=name)
         labels = await engine.image_labels(name)
     found = labels.get(DIGEST)
-    if labels.get(ENVIRONMENT) != spec.name or found != spec.digest:
+    if labels.get(ENVIRONMENT) != spec.name or found != digest:
         what = f"{labels.get(ENVIRONMENT)} {found}" if found else "no environment of this project"
         raise Unavailable(
-            f"image {name} is stale: it holds {what}, and this is {spec.name} {spec.digest}. Build it anew with "
+            f"image {name} is stale: it holds {what}, and this is {spec.name} {digest}. Build it anew with "
             f"`rollout image build {spec.name} --tag {name}`, or leave the image to the backend"
         )
     return name
@@ -90,12 +91,13 @@ async def build(
 
     Raises Unavailable where something it needs cannot be had, EngineError where the build fails.
     """
-    name = tag or image_name(spec)
+    digest = await asyncio.to_thread(lambda: spec.digest)
+    name = tag or image_name(spec, digest)
     chosen = base or await base_image(engine, progress)
     wheels = wheelhouse or await _download(spec, progress)
     progress(Step(f"{spec.name}: laying out the build on {chosen}"))
     context = await asyncio.to_thread(_context, spec, wheels)
-    labels = {ENVIRONMENT: spec.name, DIGEST: spec.digest}
+    labels = {ENVIRONMENT: spec.name, DIGEST: digest}
     await engine.build(context, progress, tag=name, labels=labels, arguments={"BASE_IMAGE": chosen})
     progress(Step(f"{spec.name}: built {name}"))
     return name

@@ -1,0 +1,1 @@
+"""An environment as somebody else would bring it."""
