@@ -50,7 +50,9 @@ class _Child:
         self._asking = False
 
     async def ask(self, op: int, body: bytes, *, max_body: int) -> Answer:
-        """Ask, and wait for the answer. Raises EnvironmentFault (`session_lost` and the child's own), Garbled."""
+        """Ask, and wait for the answer. Raises EnvironmentFault (`session_lost`), Garbled."""
+        if self.ended.done():
+            raise EnvironmentFault(ErrorCode.SESSION_LOST, self.ended.result())
         self._asking = True
         try:
             answer = await ask(self._channel, op, body, max_body=max_body)

@@ -50,13 +50,15 @@ class Opener(Protocol):
 class _Live:
     """A session and its place in the order of calls."""
 
-    __slots__ = ("busy", "queued", "seq", "session", "timeout_s")
+    __slots__ = ("busy", "queued", "seq", "session", "timeout_s", "waits")
 
     def __init__(self) -> None:
         self.session: Session | None = None
         self.seq = 0
         self.timeout_s = DEFAULT_TIMEOUT_S
         self.busy: asyncio.Task[None] | None = None
+        self.waits: tuple[int, Awaitable[object] | None] = (0, None)
+        """While `busy`: the number of the call that is being carried out, and what it waits for."""
         self.queued: deque[Call] = deque()
 
 
@@ -113,7 +115,7 @@ class Sessions:
                 self._error(call.id, ErrorCode.UNKNOWN_SESSION, f"session {call.session} is not open")
                 return
             live = self._live[call.session] = _Live()
-        if live.busy is not None:
+        if live.busy is not None and call.op != Op.CLOSE:  # nobody waits for the others of a session that is closed
             live.queued.append(call)
             return
         self._run(live, call, now)
@@ -193,7 +195,7 @@ class Sessions:
         if isinstance(result, Reply | Grade):
             self._answer(call.id, result)
         elif inspect.isawaitable(result):
-            live.busy = asyncio.create_task(self._wait(live, call, result), name=f"session-{call.session}")
+            self._begin(live, call, result)
         else:
             raise TypeError(f"{type(session).__name__} returned {type(result).__name__}, not a Reply or Grade")
 
@@ -213,7 +215,7 @@ class Sessions:
             live.session, reply = opened
             self._answer(call.id, reply)
         else:
-            live.busy = asyncio.create_task(self._wait(live, call, opened), name=f"session-{call.session}")
+            self._begin(live, call, opened)
 
     def _inquire(self, call: Call) -> None:
         body = _object(call.body)
@@ -229,6 +231,10 @@ class Sessions:
             raise EnvironmentFault(ErrorCode.FORBIDDEN, "this server was not started with --with-solutions")
         actions = self._environment.solution(str(body.get("task", "")))
         self._reply(call.id, Status.OK, 0.0, False, orjson.dumps([action.decode() for action in actions]))
+
+    def _begin(self, live: _Live, call: Call, waiting: Awaitable[Reply | Grade | Opened]) -> None:
+        live.waits = call.id, waiting
+        live.busy = asyncio.create_task(self._wait(live, call, waiting), name=f"session-{call.session}")
 
     async def _wait(self, live: _Live, call: Call, waiting: Awaitable[Reply | Grade | Opened]) -> None:
         """Finish a call that waits, then those that queued behind it."""
@@ -259,6 +265,11 @@ class Sessions:
         del self._live[number]
         if live.busy is not None:
             live.busy.cancel()
+            call, waiting = live.waits
+            if inspect.iscoroutine(waiting) and inspect.getcoroutinestate(waiting) == inspect.CORO_CREATED:
+                waiting.close()  # its task will never begin
+            for unanswered in (call, *(queued.id for queued in live.queued)):
+                self._error(unanswered, ErrorCode.UNKNOWN_SESSION, f"session {number} was closed")
         if live.session is not None:
             try:
                 live.session.close()

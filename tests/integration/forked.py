@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
+
 from backends.environments import toy
+from orchestrator.testing.harness import say
+from orchestrator.testing.leaks import processes
 
 if TYPE_CHECKING:
     import pytest
 
+    from orchestrator.protocols import Session
+
+GONE_S = 3.0
 SOURCES = Path(__file__).with_name("forked_environment")
 
 
@@ -32,3 +40,25 @@ def lay_out(site: Path) -> Path:
 def bring(site: Path, patch: pytest.MonkeyPatch) -> None:
     """Let this process find it."""
     patch.syspath_prepend(str(site))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
+    return any(process.pid == pid and process.state != "Z" for process in processes())
+
+
+async def gone(*pids: int) -> None:
+    """Wait until none of them runs. Raises TimeoutError."""
+    async with asyncio.timeout(GONE_S):
+        while any(alive(pid) for pid in pids):  # noqa: ASYNC110  # a process of somebody else's sets no event
+            await asyncio.sleep(0.01)
+
+
+async def told(session: Session, words: str) -> str:
+    """What the environment says to these words."""
+    return str(orjson.loads((await session.step(say(words))).body)["messages"][0]["content"])
+
+
+async def number(session: Session, words: str) -> int:
+    """The same, as a number."""
+    return int(await told(session, words))

@@ -169,16 +169,30 @@ class TestOrder:
         toy.send(Op.STEP, 1, 1, say("sleep 0"))
         toy.send(Op.STEP, 1, 2, say("add 5"))
         toy.send(Op.EVALUATE, 1, 3)
-        toy.send(Op.CLOSE, 1, 4)
         toy.send(Op.STEP, 2, 1, say("add 1"))
         [(number, *_)] = toy.taken()
-        assert number == 7, "another session is not held back"
+        assert number == 6, "another session is not held back"
         await toy.woken.wait()
         answers = toy.taken()
         assert [number for number, *_ in answers] == [3, 4, 5]
         assert b"slept" in answers[0][4]
         assert b"total 5" in answers[1][4]
+        toy.send(Op.CLOSE, 1, 4)
         assert toy.error(Op.STEP, 1, 5, say("add 1"))[0] == ErrorCode.UNKNOWN_SESSION
+
+    @pytest.mark.parametrize("turns", [0, 1, 3])
+    async def test_closing_ends_what_waits(self, turns: int) -> None:
+        toy = Server(environment())
+        toy.open()
+        toy.send(Op.STEP, 1, 1, say("sleep 3600"))
+        toy.send(Op.STEP, 1, 2, say("add 5"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        toy.send(Op.CLOSE, 1, 3)
+        answers = toy.taken()
+        assert [(number, status) for number, status, *_ in answers] == [(2, Status.ERROR), (3, Status.ERROR)]
+        await asyncio.sleep(0)
+        assert not toy.sessions.waiting
 
 
 class TestErrors:

@@ -12,12 +12,13 @@
     shell WORDS    say what a command says
     signal PID     SIGKILL another process; `up` is the parent, `top` the server
     memory_of PID  read another process's memory
+    me             say the number of this process
     files          say which files are open
     state          say what holds this process: oom_score_adj, address space
     forge          export what is no state at all
 
-The secret holds what a total is worth nothing without, and is read by `grade` alone. A task `slow_grade` makes grading
-hang, `grade_dies` makes it die.
+The secret holds what a total is worth nothing without, and is read by `grade` alone. The task
+`grade_hangs` makes grading hang, `grade_dies` makes it die.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
+from backends.environments.forked.counting import Toy, ToySession, unknown_split
 
-from backends.environments.forked.counting import TASKS, Toy, ToySession, observation, unknown_split
 from backends.server.environment import Grade, Reply, Tasks
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Forked(Toy):
 
     def open(self, task: str, seed: int, options: Mapping[str, Any]) -> tuple[ForkedSession, Reply]:
         """A session that knows where it runs."""
-        if not WARMED or WARMED == [os.getpid()]:
+        if len(WARMED) != 1 or os.getpid() in WARMED:
             raise RuntimeError("opened elsewhere than in a child of what has preloaded")
         session, first = super().open("toy_3" if task.startswith("grade") else task, seed, options)
         return ForkedSession(session.target), first
@@ -183,13 +184,13 @@ class ForkedSession(ToySession):
 
     def do_read(self, argument: str) -> str:
         try:
-            return (SECRET if argument == "~" else Path(argument)).read_text()
+            return (SECRET if argument == "~" else Path(argument)).read_text(encoding="utf-8")
         except OSError as error:
             return f"refused {error.errno}"
 
     def do_write(self, argument: str) -> str:
         try:
-            (SECRET if argument == "~" else Path(argument)).write_text("mine")
+            (SECRET if argument == "~" else Path(argument)).write_text("mine", encoding="utf-8")
         except OSError as error:
             return f"refused {error.errno}"
         return "written"
@@ -226,7 +227,7 @@ class ForkedSession(ToySession):
         return " ".join(found)
 
     def do_state(self, argument: str) -> str:
-        killed_first = Path("/proc/self/oom_score_adj").read_text().strip()
+        killed_first = Path("/proc/self/oom_score_adj").read_text(encoding="ascii").strip()
         return f"{killed_first} {resource.getrlimit(resource.RLIMIT_AS)[0] >> 20} {sys.flags.hash_randomization}"
 
     def do_forge(self, argument: str) -> str:
@@ -238,7 +239,7 @@ def _somebody(argument: str) -> int:
     if argument == "up":
         return os.getppid()
     if argument == "top":
-        return int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(Path(f"/proc/{os.getppid()}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[1])
     return int(argument)
 
 
@@ -251,6 +252,3 @@ def _is_socket(fd: int) -> bool:
         return stat.S_ISSOCK(os.fstat(fd).st_mode)
     except OSError:
         return False
-
-
-assert TASKS
