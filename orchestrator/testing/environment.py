@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from orchestrator.errors import SandboxRefused, Unavailable, UnknownName
-from orchestrator.testing.harness import entered, require, run_check, spec, steps
+from orchestrator.testing.harness import LIMIT_S, entered, require, run_check, spec, steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,9 +47,15 @@ FLOOR_MIB: Final = 12.0
 
 
 async def check_environment(
-    make_backend: MakeBackend, split: str = "", *, tasks: int = 8, solved: float | None = 1.0
+    make_backend: MakeBackend,
+    split: str = "",
+    *,
+    tasks: int = 8,
+    solved: float | None = 1.0,
+    limit_s: float = LIMIT_S,
 ) -> None:
     """Check an environment against its contract; `solved` is the reward of a known solution, None for any.
+    `limit_s` bounds the whole in seconds: an environment that is slow to start needs more.
 
     `make_backend()` gives a fresh backend of the environment, not entered. Raises ConformanceError.
     """
@@ -67,7 +73,7 @@ async def check_environment(
             await _same_bytes(*sandboxes, chosen)
             await _frees(sandboxes[0], chosen[0], CROWD if backend.limits.sessions is None else SMALL_CROWD)
 
-    await run_check(check, make_backend)
+    await run_check(check, make_backend, limit_s=limit_s)
 
 
 def junk() -> list[bytes]:

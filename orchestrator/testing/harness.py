@@ -38,18 +38,18 @@ CALL_LIMIT_S: Final = 2.0
 """How long a sandbox under test may make no progress."""
 
 
-async def run_check(check: Check, make_backend: MakeBackend, *, sockets: bool = True) -> None:
-    """Run one check under a deadline, and see that it leaves nothing behind. Raises ConformanceError.
+async def run_check(check: Check, make_backend: MakeBackend, *, sockets: bool = True, limit_s: float = LIMIT_S) -> None:
+    """Run one check, for at most `limit_s` seconds, and see that it leaves nothing behind. Raises ConformanceError.
 
     `sockets`: whether open ones count; False for a backend whose client library keeps its own.
     """
     await asyncio.to_thread(int)  # the loop's own threads and files are there before the first look
     before = await look()
     try:
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(limit_s):
             await check(make_backend)
     except TimeoutError as error:
-        raise ConformanceError(f"a check did not end within {LIMIT_S:g} s") from error
+        raise ConformanceError(f"a check did not end within {limit_s:g} s") from error
     except ConformanceError:
         raise
     except (RolloutError, ExceptionGroup) as error:
