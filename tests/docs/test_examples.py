@@ -17,9 +17,8 @@ TASKS = {"text_games": 100, "sql_desk": 15, "python_cell": 5}
 
 @pytest.fixture(scope="module")
 def installed(outside: Outside) -> Outside:
-    for name in TASKS:
-        outside.pip("-e", str(EXAMPLES / name))
-        outside.rollout("env", "install", name)
+    outside.pip(*(part for name in TASKS for part in ("-e", str(EXAMPLES / name))))
+    outside.rollout("env", "install", *TASKS)
     return outside
 
 
