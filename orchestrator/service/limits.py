@@ -25,14 +25,23 @@ class ServiceLimits:
     """Sandboxes of the manager's routes that one token holds; each costs next to nothing."""
     calls: int = 2048
     """Requests under way at once."""
+    connections: int = 8192
+    """Open connections; fewer where the limit of open files asks for it."""
     idle_s: float = 300.0
     """An instance that no call has named for this long is released; 0 keeps them all."""
     step_s: float = 60.0
     """One step, or grade."""
+    body_s: float = 30.0
+    """How long the body of a request may take to come."""
     wait_s: float = 30.0
     """How long a call may wait for a sandbox to be free."""
     drain_s: float = 30.0
     """How long instances may go on once the service has been told to end."""
+
+    @property
+    def call_s(self) -> float:
+        """A whole call: the wait for a sandbox, and a step that is tried again where its sandbox was lost."""
+        return self.wait_s + 4 * self.step_s
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -1,8 +1,9 @@
 """How a service says no: a status, a sentence, and when to come back. The one place where errors become statuses.
 
-400 and 422 the request is wrong; 401 no or another token; 404 no such instance, sandbox or route; 409 the id is taken;
-413 too large; 429 a quota of the client's own; 503 no room or no sandbox now. 429 and 503 say when to try again. 500
-is a defect: of the environment, whose words are given, or of the service, which only says that it is logged.
+400 and 422 the request is wrong; 401 no or another token; 404 no such instance, sandbox or route; 408 the body came too
+slowly; 409 the id is taken; 413 too large; 429 a quota of the client's own; 503 no room or no sandbox now. 429 and 503
+say when to try again. 500 is a defect: of the environment, whose words are given, or of the service, which only says
+that it is logged.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the HTTP routes share: a route as data, and the one way a request is read, admitted, called and answered.
 
-Always true: a body is bounded, is a JSON object and is validated before anything is done; whatever a handler raises
-becomes `{"detail": text}` with the status that `refusals` gives, never a traceback; a client that hangs up cancels its
-call. The OpenAPI document is made of the same table.
+Always true: a body is bounded in size and time, is a JSON object and is validated before anything is done; whatever a
+handler raises becomes `{"detail": text}` with the status that `refusals` gives, never a traceback; a client that hangs
+up cancels its call. The OpenAPI document is made of the same table.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from orchestrator.service.refusals import Refusal, refusal
 
 if TYPE_CHECKING:
+    from orchestrator.service.limits import ServiceLimits
     from orchestrator.service.tenants import Admission, Tenant, Tenants
 
 
@@ -69,23 +70,23 @@ def refused(error: Refusal) -> web.Response:
 
 
 class Gate:
-    """Turns routes into aiohttp's handlers. `call_s` bounds a whole call, in seconds."""
+    """Turns routes into aiohttp's handlers."""
 
-    def __init__(self, tenants: Tenants, admission: Admission, *, call_s: float) -> None:
+    def __init__(self, tenants: Tenants, admission: Admission, limits: ServiceLimits) -> None:
         self._tenants = tenants
         self._admission = admission
-        self._call_s = call_s
+        self._limits = limits
 
     def handler(self, routes: Sequence[Route]) -> Callable[[web.Request], Awaitable[web.Response]]:
         """The handler of the routes that have one path in common; the last one is meant where no field chooses."""
 
         async def handle(request: web.Request) -> web.Response:
             tenant = self.tenant(request)
-            given = await _object(request)
+            given = await _object(request, self._limits.body_s)
             route = next((route for route in routes if route.chosen_by in given), routes[-1])
             body = _validated(route.body, given)
             with self._admission.call():
-                async with asyncio.timeout(self._call_s):
+                async with asyncio.timeout(self._limits.call_s):
                     return answer(await route.handler(tenant, body))
 
         return handle
@@ -110,9 +111,12 @@ async def errors(request: web.Request, handler: Callable[[web.Request], Awaitabl
         return refused(refusal(error))
 
 
-async def _object(request: web.Request) -> dict[str, Any]:
+async def _object(request: web.Request, seconds: float) -> dict[str, Any]:
     try:
-        raw = await request.read()
+        async with asyncio.timeout(seconds):
+            raw = await request.read()
+    except TimeoutError:
+        raise Refusal(408, f"the request's body has not come within {seconds:g} s") from None
     except (ValueError, web.RequestPayloadError) as error:
         raise Refusal(400, f"the request's body cannot be read: {error}") from None
     try:

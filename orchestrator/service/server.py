@@ -12,13 +12,15 @@ import asyncio
 import ipaddress
 from collections import defaultdict
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiohttp import web
 
 from backends.server.wire import MAX_FRAME
-from orchestrator.errors import RunFailed, UsageError
+from orchestrator.errors import UsageError
 from orchestrator.service.boxes import Boxes
+from orchestrator.service.door import listening
 from orchestrator.service.env_service import EnvService
 from orchestrator.service.hall import Hall
 from orchestrator.service.halls import Halls
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 HEARTBEAT_S: Final = 30.0
 """A client of the wire that does not answer a WebSocket ping for this long has gone."""
 _POLL_S: Final = 0.1
-_CLOSE_S: Final = 5.0
 
 
 class Service:
@@ -84,17 +85,8 @@ class Service:
             await self._open_halls(stack)
             stack.callback(self._register.close)
             await stack.enter_async_context(self._sweeping())
-            runner = web.AppRunner(
-                self._application(), access_log=None, handler_cancellation=True, shutdown_timeout=_CLOSE_S
-            )
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            site = web.TCPSite(runner, self._host, self._port, backlog=1024)
-            try:
-                await site.start()
-            except OSError as error:
-                raise UsageError(f"cannot listen on {self._host}:{self._port}: {error.strerror}") from None
-            self.url = _url(runner.addresses[0])
+            door = listening(self._application(), self._host, self._port, self.limits.connections)
+            self.url = await stack.enter_async_context(door)
             self._stack = stack.pop_all()
         return self
 
@@ -132,6 +124,7 @@ class Service:
             "released_idle": self._register.released_idle,
             "boxes": len(self._boxes),
             "wire_connections": len(self._connections),
+            "wire_unsent_bytes": sum(connection.unsent for connection in self._connections),
             "sandboxes": {hall.environment: _counts(hall) for hall in self._halls.values()},
         }
 
@@ -153,7 +146,7 @@ class Service:
 
     def _application(self) -> web.Application:
         limits = self.limits
-        gate = Gate(self._tenants, self._admission, call_s=limits.wait_s + 4 * limits.step_s)
+        gate = Gate(self._tenants, self._admission, limits)
         halls = Halls(self._halls)
         env_service, manager = (
             EnvService(halls, self._register),
@@ -199,7 +192,7 @@ class Service:
         if not socket.can_prepare(request):
             raise Refusal(400, "this route is a WebSocket")
         await socket.prepare(request)
-        connection = WireConnection(socket, tenant, hall, self._admission, self.limits)
+        connection = WireConnection(socket, tenant, hall, self._admission, self.limits, hang_up=partial(_cut, request))
         self._connections.add(connection)
         try:
             await connection.run()
@@ -211,6 +204,12 @@ class Service:
         async with asyncio.TaskGroup() as tasks:
             for connection in self._connections:
                 tasks.create_task(connection.close(), name="hang-up")
+
+
+def _cut(request: web.Request) -> None:
+    """End a connection without a word: its client does not listen."""
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _by_path(table: Sequence[Route]) -> dict[str, list[Route]]:
@@ -231,11 +230,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _url(address: Any) -> str:
-    match address:
-        case (str(host), int(port), *_):
-            return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        case other:
-            raise RunFailed(f"the service listens at {other!r}, which is no address")

@@ -1,9 +1,10 @@
 """`GET /wire`: our own wire over one WebSocket; the service plays the sandbox, and many sandboxes stand behind it.
 
 Owns one client's sessions. Always true: a session runs one call at a time, in the order of `seq`; every call but CLOSE
-is answered; when the connection ends all its sessions do, and while it lives none is idle; a client that asks for more
-than it reads is not read from. Each session is a driven episode, so the client never sees a lost sandbox behind it: an
-action that ends every sandbox it is tried in is told as the loss of its own session. Solutions are never given.
+is answered, within `call_s`; when the connection ends all its sessions do, and while it lives none is idle; what waits
+for a call or for the client to read is bounded in count and bytes: a client that asks for more is not read from. Each
+session is a driven episode, so the client never sees a lost sandbox behind it: an action that ends every sandbox it is
+tried in is told as the loss of its own session. Solutions are never given.
 """
 
 from __future__ import annotations
@@ -16,26 +17,15 @@ import aiohttp
 import orjson
 
 from backends.agentscope.shapes import tools_of
-from backends.server.wire import (
-    MAX_CALLS,
-    MAX_FRAME,
-    PROTOCOL,
-    Call,
-    ErrorCode,
-    Hello,
-    Op,
-    Status,
-    WireError,
-    decode_calls,
-    encode,
-)
+from backends.server.wire import MAX_FRAME, PROTOCOL, Call, ErrorCode, Hello, Op, Status, WireError, decode_calls
 from orchestrator.driven import DrivenEpisode
 from orchestrator.errors import ActionKilled, SandboxRefused, UnknownName, UsageError
 from orchestrator.service.refusals import refusal
+from orchestrator.service.replies import Replies
 from orchestrator.types import EpisodeSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from aiohttp import web
 
@@ -46,8 +36,8 @@ if TYPE_CHECKING:
 
 MAX_PENDING: Final = 8192
 """Calls of a connection that may wait for an answer before no more is read."""
-FLUSH_BYTES: Final = MAX_FRAME // 2
-"""Bodies of one frame together; its header fits into the rest."""
+MAX_HELD: Final = 2 * MAX_FRAME
+"""Bytes of their bodies, likewise."""
 
 
 class _Session:
@@ -76,7 +66,14 @@ class WireConnection:
     """One client's connection; `run` serves it until it ends."""
 
     def __init__(
-        self, socket: web.WebSocketResponse, tenant: Tenant, hall: Hall, admission: Admission, limits: ServiceLimits
+        self,
+        socket: web.WebSocketResponse,
+        tenant: Tenant,
+        hall: Hall,
+        admission: Admission,
+        limits: ServiceLimits,
+        *,
+        hang_up: Callable[[], None],
     ) -> None:
         self._socket = socket
         self._tenant = tenant
@@ -85,21 +82,20 @@ class WireConnection:
         self._limits = limits
         self._sessions: dict[int, _Session] = {}
         self._inquiries: set[asyncio.Task[None]] = set()
-        self._header: list[tuple[int, int, float, bool, int]] = []
-        self._bodies: list[bytes] = []
         self._announced: set[str] = set()
         self._pending = 0
-        self._room = asyncio.Event()
-        self._replied = asyncio.Event()
+        self._held = 0
+        self._eased = asyncio.Event()
+        self._replies = Replies(socket, hang_up=hang_up, eased=self._eased.set)
 
     @property
-    def sessions(self) -> int:
-        """Live sessions."""
-        return len(self._sessions)
+    def unsent(self) -> int:
+        """Bytes that its client has asked for and not read."""
+        return self._replies.unsent
 
     async def run(self) -> None:
         """Say hello, then serve. Cancelled: every session is ended."""
-        sender = asyncio.create_task(self._send(), name=f"wire-replies-{self._tenant.name}")
+        sender = asyncio.create_task(self._replies.send(), name=f"wire-replies-{self._tenant.name}")
         try:
             await self._socket.send_str(orjson.dumps(self._hello()._asdict()).decode())
             async for message in self._socket:
@@ -107,9 +103,9 @@ class WireConnection:
                     raise WireError(f"a {message.type.name} message, not a binary frame")
                 for call in decode_calls(message.data):
                     self._take(call)
-                if self._pending > MAX_PENDING:
-                    self._room.clear()
-                    await self._room.wait()
+                while self._pending > MAX_PENDING or self._held > MAX_HELD or self._replies.full:
+                    self._eased.clear()
+                    await self._eased.wait()
         except WireError as error:
             await self._socket.close(code=aiohttp.WSCloseCode.PROTOCOL_ERROR, message=str(error).encode()[:120])
         except ConnectionError:
@@ -151,10 +147,12 @@ class WireConnection:
         if call.op == Op.CLOSE:
             session = self._sessions.pop(call.session, None)
             if session is not None:
-                self._pending -= len(session.calls)  # nobody waits for them any more
+                for waiting in session.calls:  # nobody waits for them any more
+                    self._let_go(waiting)
                 session.end()
             return
         self._pending += 1
+        self._held += len(call.body)
         if call.op in {Op.PING, Op.TASKS, Op.SOLUTION}:
             task = asyncio.create_task(self._inquire(call), name=f"wire-call-{call.id}")
             self._inquiries.add(task)
@@ -163,7 +161,8 @@ class WireConnection:
         session = self._sessions.get(call.session)
         if session is None:
             if call.op != Op.OPEN:
-                self._error(call.id, ErrorCode.UNKNOWN_SESSION, f"session {call.session} is not open")
+                self._let_go(call)
+                self._replies.error(call.id, ErrorCode.UNKNOWN_SESSION, f"session {call.session} is not open")
                 return
             session = self._sessions[call.session] = _Session()
         session.calls.append(call)
@@ -174,8 +173,11 @@ class WireConnection:
         """A session's waiting calls, one by one."""
         while session.calls:
             call = session.calls[0]
+            if self._replies.full:
+                await self._replies.room()
             await self._answered(call, self._perform(session, call))
             session.calls.popleft()
+            self._let_go(call)
         session.task = None
         if session.episode is None:  # it was not opened
             self._sessions.pop(number, None)
@@ -184,7 +186,7 @@ class WireConnection:
     async def _perform(self, session: _Session, call: Call) -> None:
         if call.seq != session.seq:
             message = f"call {call.seq} of session {call.session}, not {session.seq}"
-            self._error(call.id, ErrorCode.OUT_OF_ORDER, message)
+            self._replies.error(call.id, ErrorCode.OUT_OF_ORDER, message)
             return
         session.seq += 1
         if call.op == Op.OPEN:
@@ -192,15 +194,15 @@ class WireConnection:
             return
         episode = session.episode
         if episode is None:
-            self._error(call.id, ErrorCode.UNKNOWN_SESSION, f"session {call.session} is not open")
+            self._replies.error(call.id, ErrorCode.UNKNOWN_SESSION, f"session {call.session} is not open")
         elif call.op == Op.STEP:
             observation = await episode.step(call.body)
-            self._reply(call.id, Status.OK, observation.reward, observation.done, observation.body)
+            self._replies.add(call.id, Status.OK, observation.reward, observation.done, observation.body)
         elif call.op == Op.EVALUATE:
             grade = await episode.evaluate(_object(call.body) or None)
-            self._reply(call.id, Status.OK, grade.reward, True, grade.details)
+            self._replies.add(call.id, Status.OK, grade.reward, True, grade.details)
         else:
-            self._error(call.id, ErrorCode.BAD_REQUEST, f"unknown operation {call.op}")
+            self._replies.error(call.id, ErrorCode.BAD_REQUEST, f"unknown operation {call.op}")
 
     async def _open(self, session: _Session, body: dict[str, Any]) -> Observation:
         if session.episode is not None:
@@ -221,35 +223,39 @@ class WireConnection:
         return min(float(wanted), most) if isinstance(wanted, int | float) and 0 < wanted < most else most
 
     async def _inquire(self, call: Call) -> None:
+        if self._replies.full:
+            await self._replies.room()
         await self._answered(call, self._inquired(call))
+        self._let_go(call)
 
     async def _inquired(self, call: Call) -> None:
         if call.op == Op.PING:
-            self._reply(call.id, Status.OK, 0.0, False, b"{}")
+            self._replies.add(call.id, Status.OK, 0.0, False, b"{}")
         elif call.op == Op.SOLUTION:
-            self._error(call.id, ErrorCode.FORBIDDEN, "a service gives no solutions")
+            self._replies.error(call.id, ErrorCode.FORBIDDEN, "a service gives no solutions")
         else:
             tasks = await self._hall.tasks(str(_object(call.body).get("split", "")))
             left = {name: {"count": count, "needs": needs} for name, (count, needs) in tasks.left_out.items()}
             body = orjson.dumps({"tasks": list(tasks.ids), "left_out": left})
-            self._reply(call.id, Status.OK, 0.0, False, body)
+            self._replies.add(call.id, Status.OK, 0.0, False, body)
 
     async def _answered(self, call: Call, performing: Coroutine[None, None, None]) -> None:
         """The one place where a failure becomes an error on the wire."""
         try:
-            await performing
+            async with asyncio.timeout(self._limits.call_s):
+                await performing
         except ActionKilled as killed:
-            self._error(call.id, ErrorCode.STEP_TIMEOUT, killed.failure.message)
+            self._replies.error(call.id, ErrorCode.STEP_TIMEOUT, killed.failure.message)
         except SandboxRefused as refused:
-            self._error(call.id, refused.code, refused.failure.message, retryable=refused.failure.retryable)
+            self._replies.error(call.id, refused.code, refused.failure.message, retryable=refused.failure.retryable)
         except UnknownName as error:
-            self._error(call.id, ErrorCode.UNKNOWN_SPLIT, str(error))
+            self._replies.error(call.id, ErrorCode.UNKNOWN_SPLIT, str(error))
         except UsageError as error:
-            self._error(call.id, ErrorCode.BAD_REQUEST, str(error))
+            self._replies.error(call.id, ErrorCode.BAD_REQUEST, str(error))
         except Exception as error:  # noqa: BLE001  # a session's failure is its own; the others live on
             told = refusal(error)
             busy = told.retry_after is not None
-            self._error(call.id, ErrorCode.BUSY if busy else ErrorCode.ENVIRONMENT, str(told), retryable=busy)
+            self._replies.error(call.id, ErrorCode.BUSY if busy else ErrorCode.ENVIRONMENT, str(told), retryable=busy)
 
     def _observed(self, call: int, observation: Observation, session: _Session) -> None:
         """An opening's answer, behind the tool set that it names."""
@@ -257,49 +263,12 @@ class WireConnection:
         if digest is not None and digest not in self._announced and session.episode is not None:
             self._announced.add(digest)
             toolset = session.episode.toolset(digest)
-            self._append(0, Status.TOOLSET, 0.0, False, digest.encode() + b"\n" + toolset)
-        self._reply(call, Status.OK, observation.reward, observation.done, observation.body)
+            self._replies.add(0, Status.TOOLSET, 0.0, False, digest.encode() + b"\n" + toolset)
+        self._replies.add(call, Status.OK, observation.reward, observation.done, observation.body)
 
-    def _error(self, call: int, code: str, message: str, *, retryable: bool = False) -> None:
-        body = orjson.dumps({"code": code, "message": message, "retryable": retryable})
-        self._reply(call, Status.ERROR, 0.0, False, body)
-
-    def _reply(self, call: int, status: int, reward: float, done: bool, body: bytes) -> None:
+    def _let_go(self, call: Call) -> None:
         self._pending -= 1
-        self._append(call, status, reward, done, body)
-
-    def _append(self, call: int, status: int, reward: float, done: bool, body: bytes) -> None:
-        self._header.append((call, status, reward, done, len(body)))
-        self._bodies.append(body)
-        self._replied.set()
-
-    async def _send(self) -> None:
-        """Send what has been answered, as many replies a frame as came in one turn of the loop."""
-        try:
-            while True:
-                await self._replied.wait()
-                self._replied.clear()
-                while self._header:
-                    count = _fitting(self._bodies)
-                    frame = encode(self._header[:count], self._bodies[:count])
-                    del self._header[:count], self._bodies[:count]
-                    await self._socket.send_bytes(frame)
-                if self._pending <= MAX_PENDING:
-                    self._room.set()
-        except ConnectionError:
-            pass  # the reader sees the same end
-        finally:
-            self._room.set()
-
-
-def _fitting(bodies: list[bytes]) -> int:
-    """How many of the bodies one frame takes: at least one."""
-    size = 0
-    for count, body in enumerate(bodies[:MAX_CALLS], 1):
-        size += len(body)
-        if size >= FLUSH_BYTES:
-            return max(count - 1, 1)
-    return min(len(bodies), MAX_CALLS)
+        self._held -= len(call.body)
 
 
 def _object(body: bytes) -> dict[str, Any]:
