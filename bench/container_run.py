@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from backends.sandboxes.docker import DockerBackend
 from bench.bare_container import BareStarter
 from bench.workers import serve
+from orchestrator.errors import RunFailed
 from orchestrator.pool import Pool
 from orchestrator.types import EpisodeSpec, RunId
 
@@ -100,6 +101,8 @@ async def _many(backend: DockerBackend, count: int) -> dict[str, Any]:
         await session.step(ACTION)
         session.close()
     memory = (await asyncio.to_thread(backend.statistics)).memory_bytes
+    if not memory:
+        raise RunFailed("the containers' control groups cannot be read from here: nothing is known of their memory")
     return {"starts_per_s": count / seconds, "mib_per_container": memory / count / 2**20, "starts": count}
 
 

@@ -19,6 +19,7 @@ import shutil
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
+from backends.sandboxes.docker.port import Engine
 from bench.values import Report
 from bench.workers import work as worker
 from orchestrator.errors import RunFailed
@@ -42,6 +43,8 @@ FULL: Final = 1000
 
 async def docker(sizes: Sizes, work: Path, say: Say) -> Report:
     """Measure it. Raises Unavailable without a daemon, RunFailed where a measurement is none."""
+    async with await Engine.connect():
+        pass
     episodes = sizes.episodes or EPISODES
     quick = episodes < FULL
     rounds: list[Row] = []

@@ -25,6 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from backends.sandboxes.docker.port import Engine
 from bench.daemon import PrivateDaemon
 from bench.owners_killed import kill_owners
 from bench.strikes import FAULTS
@@ -48,6 +49,8 @@ async def docker_faults(sizes: Sizes, work: Path, say: Say) -> Report:
     """Strike and judge. Raises Unavailable without a daemon, RunFailed where a run does not come to its end."""
     episodes = EPISODES if sizes.episodes is None else sizes.episodes
     strikes = STRIKES if sizes.kills is None else sizes.kills
+    async with await Engine.connect():
+        pass
     rows = [await _struck(fault, episodes, strikes, work, sizes.seed, say) for fault in FAULTS]
     restarts = max(1, round(strikes * RESTARTS_SHARE))
     outage = await _outage(episodes, restarts, work, sizes.seed, say)

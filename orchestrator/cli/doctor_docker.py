@@ -56,13 +56,12 @@ async def _look_at_daemon(engine: Engine) -> Check:
 
 
 async def _look_at_image(engine: Engine, spec: EnvironmentSpec) -> Check:
-    from backends.sandboxes.docker.images import DIGEST, ENVIRONMENT, image_name
+    from backends.sandboxes.docker.images import ENVIRONMENT, current, image_name
 
-    found = await engine.images({ENVIRONMENT: spec.name})
-    digest = spec.digest
-    stale = [name for one in found if one.labels.get(DIGEST) != digest for name in one.names]
+    found = {one.id: current(spec, one.labels) for one in await engine.images({ENVIRONMENT: spec.name})}
+    stale = [one.removeprefix("sha256:")[:12] for one, is_current in found.items() if not is_current]
     old = f"; stale, `docker rmi {' '.join(stale)}` frees their space" if stale else ""
-    if any(one.labels.get(DIGEST) == digest for one in found):
+    if any(found.values()):
         return Check(f"image {spec.name}", OK, f"{image_name(spec)}{old}")
     finding = f"none of {spec.name} as it is now: built at its first use, or `rollout image build {spec.name}`{old}"
     return Check(f"image {spec.name}", WARN, finding)

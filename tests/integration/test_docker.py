@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,10 +19,13 @@ import pytest
 from containers import mine
 from runs import Counted, counting, equal, play
 
+from backends.environments.catalog import find
 from backends.sandboxes.docker import DockerBackend
+from backends.sandboxes.docker.base import add_bytes
 from backends.sandboxes.docker.hardening import Hardening
+from backends.sandboxes.docker.images import image_name
 from backends.sandboxes.docker.owners import RUN
-from backends.sandboxes.docker.port import Engine
+from backends.sandboxes.docker.port import Engine, EngineRefused
 from backends.sandboxes.local import LocalBackend
 from backends.sandboxes.private import PREFIX
 from bench.owners_killed import heirs
@@ -240,11 +246,33 @@ async def test_a_stale_image_is_noticed() -> None:
         await asyncio.to_thread(docker, "rmi", name)
 
 
-async def test_without_a_daemon_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_build_that_fails_says_why_and_leaves_no_container() -> None:
+    mark = f"odd-{os.getpid()}"
+    program = f"import sys; print('\\x1b[91mno such thing\\x1b[0m'); sys.exit('{mark}')"
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as tar:
+        run = json.dumps(["/opt/rollout/venv/bin/python", "-c", program])
+        add_bytes(tar, "Dockerfile", f"FROM {image_name(find('toy'))}\nRUN {run}\n".encode())
+    context.seek(0)
+    async with await Engine.connect() as engine:
+        with pytest.raises(EngineRefused) as caught:
+            await engine.build(context, lambda step: None, tag="rollout-test-odd:1", labels={}, arguments={})
+    assert "    no such thing\n" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert mark not in await asyncio.to_thread(docker, "ps", "-a", "--no-trunc", "--format", "{{.Command}}")
+
+
+async def test_without_a_daemon_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
-    with pytest.raises(Unavailable, match="start it"):
+    with pytest.raises(Unavailable, match=r"no Docker daemon at /nowhere\.sock: start it"):
         async with DockerBackend("toy"):
             pass
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "d"))
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/d")
+        with pytest.raises(Unavailable, match=f"daemon at {tmp_path}/d does not answer"):
+            async with DockerBackend("toy"):
+                pass
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:2375")
     with pytest.raises(Unavailable, match="another machine"):
         async with DockerBackend("toy"):

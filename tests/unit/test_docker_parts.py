@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from backends.environments.catalog import Resources, find
-from backends.sandboxes.docker import images, usage
+from backends.sandboxes.docker import images, usage, wheels
+from backends.sandboxes.docker.base import base_name
 from backends.sandboxes.docker.death import describe
 from backends.sandboxes.docker.hardening import Hardening
-from backends.sandboxes.docker.images import DIGEST, ENVIRONMENT, ensure, image_name
+from backends.sandboxes.docker.images import BASE, DIGEST, ENVIRONMENT, RECIPE, ensure, image_name, recipe
 from backends.sandboxes.docker.owners import NAMESPACE, OWNER, Standing, owner_labels, standing
 from backends.sandboxes.docker.port import ContainerState, EngineRefused, NotThere
 from backends.sandboxes.docker.usage import Usage, first_child
@@ -23,8 +26,7 @@ from orchestrator.rundir import Owner
 from orchestrator.types import FailureKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
 
 class TestHardening:
@@ -223,7 +225,8 @@ class FakeEngine:
 
 class TestImages:
     SPEC = find("toy")
-    RIGHT = {ENVIRONMENT: "toy", DIGEST: SPEC.digest}  # noqa: RUF012  # read only
+    RIGHT = {ENVIRONMENT: "toy", DIGEST: SPEC.digest, RECIPE: recipe()}  # noqa: RUF012  # read only
+    OLDER = RIGHT | {RECIPE: "another"}  # read only
 
     @pytest.fixture
     def built(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -259,13 +262,91 @@ class TestImages:
         assert (engine.pulled, built) == (["mine:1", "mine:2"], ["mine:2"])
 
     @pytest.mark.parametrize(
-        "labels", [{ENVIRONMENT: "toy", DIGEST: "0"}, {ENVIRONMENT: "bfcl", DIGEST: SPEC.digest}, {}]
+        ("labels", "says"),
+        [
+            ({ENVIRONMENT: "toy", DIGEST: "0"}, r"stale: it holds toy 0.*--tag mine`"),
+            ({ENVIRONMENT: "bfcl", DIGEST: SPEC.digest}, r"holds environment bfcl, not toy: .*--tag IMAGE`"),
+            ({}, r"holds no environment of this project, not toy: .*--tag IMAGE`"),
+        ],
     )
-    async def test_another_content_is_refused(self, labels: dict[str, str], built: list[str]) -> None:
-        with pytest.raises(Unavailable, match="stale"):
+    async def test_another_content_is_refused(self, labels: dict[str, str], says: str, built: list[str]) -> None:
+        """And nobody is told to build over an image of somebody else's."""
+        with pytest.raises(Unavailable, match=says):
             await self.ensured(FakeEngine({"mine": labels}), "mine")
+        assert built == []
+
+    async def test_one_that_was_made_in_another_way_is_made_anew_unless_it_was_named(self, built: list[str]) -> None:
+        name = image_name(self.SPEC)
+        assert await self.ensured(FakeEngine({name: self.OLDER})) == name
+        assert built == [name]
+        assert await self.ensured(FakeEngine({"mine": self.OLDER}), "mine") == "mine"
+        assert built == [name]
+
+    async def test_a_base_image_that_was_made_in_another_way_is_made_anew(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[str] = []
+
+        async def build_base(engine: Any, progress: Any) -> str:
+            made.append(base_name())
+            return base_name()
+
+        monkeypatch.setattr(images, "build_base", build_base)
+        for labels in ({BASE: self.RIGHT[RECIPE]}, {BASE: base_name()}):
+            engine: Any = FakeEngine({base_name(): labels})
+            assert await images.base_image(engine, lambda step: None) == base_name()
+        assert made == [base_name()]
 
     async def test_nothing_is_built_where_that_is_not_wanted(self, built: list[str]) -> None:
         with pytest.raises(Unavailable, match="rollout image build toy"):
             await self.ensured(FakeEngine({}), build_missing=False)
         assert built == []
+
+
+class TestWheels:
+    SPEC = find("bfcl")
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """Where downloads go."""
+        monkeypatch.setenv("ROLLOUT_HOME", str(tmp_path))
+        return tmp_path / "wheels"
+
+    def pip(self, monkeypatch: pytest.MonkeyPatch, *, breaks: bool) -> list[Sequence[str]]:
+        asked: list[Sequence[str]] = []
+
+        async def run(arguments: Sequence[str]) -> None:
+            asked.append(arguments)
+            await asyncio.to_thread(Path(arguments[arguments.index("-d") + 1], f"{len(asked)}.whl").touch)
+            if breaks:
+                raise Unavailable("pip download failed")
+
+        monkeypatch.setattr(wheels, "_pip", run)
+        return asked
+
+    async def test_a_download_serves_later_builds(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = self.pip(monkeypatch, breaks=False)
+        found = await wheels.download(self.SPEC, lambda step: None)
+        assert sorted(os.listdir(found)) == ["1.whl", "2.whl"]
+        assert "pip" in asked[0]
+        assert "--no-deps" in asked[1]
+        assert await wheels.download(self.SPEC, lambda step: None) == found
+        assert len(asked) == 2
+        assert os.listdir(folder) == [found.name]
+
+    async def test_one_that_fails_leaves_nothing(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pip(monkeypatch, breaks=True)
+        killed = folder / ".bfcl-left"
+        killed.mkdir(parents=True)
+        os.utime(killed, (0, 0))
+        with pytest.raises(Unavailable):
+            await wheels.download(self.SPEC, lambda step: None)
+        assert os.listdir(folder) == []
+
+    def test_a_folder_without_pip_is_refused_with_the_command_that_fills_it(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            Unavailable, match=rf"no wheel of pip.*pip download -d {tmp_path} pip .*--no-deps bfcl-eval"
+        ):
+            wheels.check(tmp_path, self.SPEC)
+        (tmp_path / "pip-25.0-py3-none-any.whl").touch()
+        wheels.check(tmp_path, self.SPEC)

@@ -99,5 +99,6 @@ class Hardening:
 
     def _tmpfs(self, size_mb: int) -> str:
         user, _, group = self.user.partition(":")
+        owner = f",uid={user},gid={group or user}" if user else ""
         size = f",size={size_mb}m" if size_mb else ""
-        return f"rw,noexec,nosuid,nodev,mode=1777,uid={user},gid={group or user}{size}"
+        return f"rw,noexec,nosuid,nodev,mode=1777{owner}{size}"

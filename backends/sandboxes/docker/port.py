@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,12 +36,16 @@ START_S: Final = 120.0
 REMOVE_S: Final = 60.0
 BUILD_S: Final = 1800.0
 PULL_S: Final = 1800.0
+PULL_SILENT_S: Final = 600.0
+"""A large layer is unpacked without a word."""
 POLL_S: Final = 0.1
 _IN_PROGRESS: Final = 409
 _UNREACHABLE: Final = 900
 """The client library's status for a daemon that does not answer at all."""
 _CHUNK: Final = 1024 * 1024
 _STEP: Final = re.compile(r"Step (\d+)/(\d+) : (.*)", re.DOTALL)
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+_NAMELESS: Final = "<none>:<none>"
 _TAIL: Final = 12
 """Lines of a failed build that go into the error."""
 
@@ -131,7 +136,7 @@ class Engine:
             await engine.version()
         except EngineError as error:
             await engine.close()
-            raise Unavailable(f"the Docker daemon does not answer ({error}): start it, then try again") from None
+            raise Unavailable(await asyncio.to_thread(_unreachable, path, error)) from None
         return engine
 
     async def __aenter__(self) -> Self:
@@ -210,10 +215,13 @@ class Engine:
         return [_listed(one) for one in found]
 
     async def images(self, labels: Mapping[str, str | None]) -> list[Listed]:
-        """All images that carry the labels."""
+        """All images that carry the labels; those that have lost their name to a newer one have none."""
         async with _call("list images", CALL_S):
             found = await self._client.images.list(filters={"label": _label_filter(labels)})
-        return [Listed(one["Id"], tuple(one["RepoTags"] or ()), one["Labels"] or {}) for one in found]
+        return [
+            Listed(one["Id"], [name for name in one["RepoTags"] or () if name != _NAMELESS], one["Labels"] or {})
+            for one in found
+        ]
 
     async def image_labels(self, image: str) -> Mapping[str, str]:
         """The labels of an image. Raises NotThere."""
@@ -227,10 +235,13 @@ class Engine:
             return str((await self._client.images.inspect(image))["Id"])
 
     async def pull(self, image: str, progress: Progress, *, within_s: float = PULL_S) -> None:
-        """Fetch an image from its registry, with progress in bytes."""
+        """Fetch an image from its registry, with progress in bytes. `within_s` bounds the wait for its first sign of
+        life; from then on only silence is too long."""
         layers: dict[str, tuple[int, int]] = {}
-        async with _call(f"pull {image}", within_s):
+        loop = asyncio.get_running_loop()
+        async with _call(f"pull {image}", within_s) as deadline:
             async for one in self._client.images.pull(image, stream=True):
+                deadline.reschedule(loop.time() + PULL_SILENT_S)
                 detail = one.get("progressDetail") or {}
                 if one.get("status") == "Downloading" and detail.get("total"):
                     layers[one.get("id", "")] = (int(detail["current"]), int(detail["total"]))
@@ -256,13 +267,15 @@ class Engine:
                     tag=tag,
                     labels=labels,
                     buildargs=arguments,
+                    forcerm=True,  # the container of a step that fails would stay, and be nobody's
                     stream=True,
                 ):
-                    said.append(text := str(one.get("stream", "")).strip())
+                    said.append(text := _COLOURS.sub("", str(one.get("stream", ""))).strip())
                     if found := _STEP.fullmatch(text):  # the rest is chatter, for the error if there is one
                         progress(Step(found[3], int(found[1]) - 1, int(found[2])))
         except EngineRefused as error:
-            lines = "\n".join(f"    {line}" for line in "\n".join(said).splitlines()[-_TAIL:])
+            spoken = [line for text in said for line in text.splitlines() if line.strip()]
+            lines = "\n".join(f"    {line}" for line in spoken[-_TAIL:])
             raise EngineRefused(f"{error}\n{lines}", error.status) from None
 
     def __repr__(self) -> str:
@@ -304,13 +317,13 @@ class _Chunks:
 
 
 @asynccontextmanager
-async def _call(what: str, within_s: float) -> AsyncIterator[None]:
-    """A deadline, and the client library's errors in our own words."""
+async def _call(what: str, within_s: float) -> AsyncIterator[asyncio.Timeout]:
+    """A deadline, which is yielded, and the client library's errors in our own words."""
     from aiodocker.exceptions import DockerError
 
     try:
-        async with asyncio.timeout(within_s):
-            yield
+        async with asyncio.timeout(within_s) as deadline:
+            yield deadline
     except TimeoutError:
         raise EngineTimeout(f"{what}: no answer from the Docker daemon within {within_s:g} s") from None
     except DockerError as error:
@@ -340,6 +353,18 @@ async def _socket_path(url: str | None) -> str:
             "so the daemon must run here"
         )
     return connector.path
+
+
+def _unreachable(path: str, error: EngineError) -> str:
+    """What stands in the way of a daemon, and what to do about it."""
+    if not os.path.exists(path):
+        return f"there is no Docker daemon at {path}: start it, or name its socket in DOCKER_HOST=unix:///path"
+    if not os.access(path, os.R_OK | os.W_OK):
+        return (
+            f"this user may not talk to the Docker daemon at {path}: join the group that may (on most systems "
+            "`sudo usermod -aG docker $USER`, then log in again)"
+        )
+    return f"the Docker daemon at {path} does not answer ({error}): start it, then try again"
 
 
 def _label_filter(labels: Mapping[str, str | None]) -> list[str]:
