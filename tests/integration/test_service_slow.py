@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import orjson
 import pytest
 from serving import client, say, serving
 
-from backends.server.wire import MAX_FRAME, Op, decode_answers, encode
+from backends.server.wire import MAX_CALLS, MAX_FRAME, Op, decode_answers, encode
 from orchestrator.service import ServiceLimits, door, replies
 
 if TYPE_CHECKING:
@@ -103,6 +105,20 @@ async def test_a_client_that_does_not_read_is_not_given_without_end() -> None:
             assert all(status in {0, 2} for _, status, *_ in decode_answers(frame))
             answered += sum(call > 0 for call, *_ in decode_answers(frame))
         assert made.health()["wire_unsent_bytes"] == 0
+        await socket.close()
+
+
+async def test_refusals_that_are_not_read_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replies, "MAX_UNSENT", 100_000)
+    nobodys = encode([[n, Op.STEP, n, 0, 0] for n in range(1, MAX_CALLS)], [])
+    async with serving() as made, client(made) as http:
+        socket = await http.http.ws_connect(f"{made.url}/wire", timeout=aiohttp.ClientWSTimeout(ws_close=0.1))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                for _ in range(80):  # 30 MB of refusals, more than the kernel takes
+                    await socket.send_bytes(nobodys)
+        await asyncio.sleep(0.3)
+        assert 0 < made.health()["wire_unsent_bytes"] < 1_000_000
         await socket.close()
 
 
