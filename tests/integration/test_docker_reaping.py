@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from runs import until
 
-from backends.sandboxes.docker import reaping
+from backends.sandboxes.docker import owners, reaping
+from backends.sandboxes.docker import reaper as reaper_module
+from backends.sandboxes.docker.port import EngineGone
 from backends.sandboxes.docker.reaping import Reaper
 from orchestrator.testing.leaks import children
 
@@ -26,31 +28,25 @@ async def started(folder: Path) -> Reaper:
     )
 
 
-async def number() -> int:
-    [found] = [child.pid for child in await asyncio.to_thread(children) if "docker.reaper" in child.command]
-    return found
-
-
-async def killed() -> int:
+async def killed(reaper: Reaper) -> int:
     """Its number, once it is dead and nobody has taken note of that yet."""
-    pid = await number()
-    os.kill(pid, signal.SIGKILL)
-    await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    return pid
+    os.kill(reaper._pid, signal.SIGKILL)
+    await asyncio.to_thread(os.waitid, os.P_PID, reaper._pid, os.WEXITED | os.WNOWAIT)
+    return reaper._pid
 
 
 async def test_another_is_started_as_soon_as_one_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     reaper = await started(tmp_path)
-    first = await killed()
+    first = await killed(reaper)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", "/nowhere")
         for _ in range(3):  # its pipe is closed once, and no descriptor is anybody else's by then
             with pytest.raises(FileNotFoundError):
                 await asyncio.to_thread(reaper.keep)
     await asyncio.to_thread(reaper.keep)
-    assert await number() != first
+    assert reaper._pid != first
     assert "started another" in caplog.text
     await asyncio.to_thread(reaper.keep)
     await reaper.bye()
@@ -62,7 +58,7 @@ async def test_one_that_is_held_up_holds_nobody_up(
 ) -> None:
     monkeypatch.setattr(reaping, "BYE_S", 0.1)
     reaper = await started(tmp_path)
-    pid = await number()
+    pid = reaper._pid
     os.kill(pid, signal.SIGSTOP)
     await reaper.bye()
     assert f"process {pid}) has not ended" in caplog.text
@@ -76,6 +72,40 @@ async def test_one_that_is_held_up_holds_nobody_up(
 
 async def test_one_that_has_died_is_let_go_of_all_the_same(tmp_path: Path) -> None:
     reaper = await started(tmp_path)
-    pid = await killed()
+    pid = await killed(reaper)
     await asyncio.to_thread(os.waitpid, pid, 0)
     reaper.let_go()
+
+
+async def test_it_looks_again_for_what_was_being_made_when_its_owner_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until two looks, some time apart, find nothing; a daemon that cannot be asked has not been looked at."""
+    private = tmp_path / "private"
+    private.mkdir()
+    for name in ("SETTLED_S", "RETRY_S"):
+        monkeypatch.setattr(reaper_module, name, 0.0)
+    looks: list[int | str] = [0, 2, 0, "gone", 0, 0]
+    asked: list[object] = []
+
+    async def look(socket: str, labels: object) -> int:
+        asked.append((socket, labels))
+        found = looks[len(asked) - 1]
+        if isinstance(found, str):
+            raise EngineGone(found)
+        return found
+
+    monkeypatch.setattr(owners, "remove_all", look)
+    await reaper_module._reap({"socket": "/s", "labels": {"a": "b"}, "private": str(private)})
+    assert asked == [("/s", {"a": "b"})] * len(looks)
+    assert not private.exists()
+
+
+async def test_it_gives_up_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reaper_module, "DEADLINE_S", 0.05)
+    monkeypatch.setattr(reaper_module, "RETRY_S", 0.01)
+    await reaper_module._reap({"socket": str(tmp_path / "none"), "labels": {}, "private": str(tmp_path / "p")})
+    assert "cannot be asked" in caplog.text
+    assert "given up after 0.05 s: `rollout reap` tries again" in caplog.text

@@ -64,7 +64,8 @@ class TestAllowList:
         "address",
         ["127.0.0.1", "10.1.2.3", "172.17.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
          "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%eth0", "fd00:ec2::254", "ff02::1", "::ffff:10.0.0.1",
-         "64:ff9b::a9fe:a9fe", "2002:7f00:1::1"],
+         "64:ff9b::a9fe:a9fe", "2002:7f00:1::1", "::127.0.0.1", "fec0::1", "240.0.0.1", "192.0.0.192", "198.18.0.1",
+         "168.63.129.16", "::ffff:168.63.129.16"],
     )  # fmt: skip
     def test_addresses_that_are_nobodys_business(self, address: str) -> None:
         assert not AllowList.of(["example.org:443"]).believes(address, 443)
@@ -135,9 +136,10 @@ class TestProxy:
 
     async def test_a_plain_request_arrives_as_at_its_origin(self, tmp_path: Path) -> None:
         async with echoing() as port, proxied(tmp_path, f"127.0.0.1:{port}") as proxy:
-            head = f"GET http://127.0.0.1:{port}/a?b=c#d HTTP/1.1\r\nHost: h\r\nProxy-Authorization: secret\r\n\r\n"
-            heard = await ask(proxy, head.encode())
-            assert heard == b"<GET /a?b=c HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n>"
+            fields = "Host: another\r\nProxy-Authorization: secret\r\nAccept: x\r\n\r\n"
+            heard = await ask(proxy, f"GET http://127.0.0.1:{port}/a?b=c#d HTTP/1.1\r\n{fields}".encode())
+            own = f"Host: 127.0.0.1:{port}\r\nConnection: close"
+            assert heard == f"<GET /a?b=c HTTP/1.1\r\n{own}\r\nAccept: x\r\n\r\n>".encode(), "of no other site there"
 
     async def test_what_is_refused(self, tmp_path: Path) -> None:
         async with echoing() as port, proxied(tmp_path, f"localhost:{port}", "localhost:1", "127.0.0.1:1") as proxy:

@@ -2,14 +2,15 @@
 
 A destination is `HOST:PORT`, a name or an address (`[::1]:443` in version 6), matched exactly. A name is only as good
 as what it resolves to: an address that is not public (loopback, private, link-local with the metadata services,
-multicast, or one of these wrapped into version 6) is refused, unless the list holds that very address and port too. So
-nobody reaches the host or its network by a name that somebody else controls. Pure.
+multicast, reserved, those that clouds keep for a machine's own, or one of these wrapped into version 6) is refused,
+unless the list holds that very address and port too. So nobody reaches the host or its network by a name that somebody
+else controls. Pure.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.errors import UsageError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     Address = IPv4Address | IPv6Address
 
+_CLOUDS: Final = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"))
+"""Where clouds serve a machine's own secrets at addresses that count as public: Oracle's older ones, and Azure's."""
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _PORTS: Final = range(1, 65536)
 
@@ -87,4 +90,7 @@ def _public(address: Address) -> bool:
             inner = IPv4Address(int(address) & 0xFFFF_FFFF)
         if inner is not None:
             return _public(inner)
-    return address.is_global and not address.is_multicast
+    elif any(address in network for network in _CLOUDS):
+        return False
+    odd = address.is_multicast or address.is_reserved or (isinstance(address, IPv6Address) and address.is_site_local)
+    return address.is_global and not odd

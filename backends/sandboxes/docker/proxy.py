@@ -36,7 +36,9 @@ CLOSE_S: Final = 2.0
 _CHUNK: Final = 64 * 1024
 _LOGGED: Final = 20
 """Refusals of one container that go into the log."""
-_HOP_BY_HOP: Final = (b"proxy-connection", b"proxy-authorization", b"connection", b"keep-alive")
+_OWN: Final = (b"host", b"proxy-connection", b"proxy-authorization", b"connection", b"keep-alive")
+"""Fields that the proxy writes itself or keeps to itself. A host that differs from the URL's (RFC 9112, 3.2.2) would be
+another site behind a listed address."""
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +165,10 @@ def _read(head: bytes) -> tuple[Destination, bytes]:
     except ValueError as error:
         raise _Refused("400 Bad Request", f"not a request for a proxy: {error}") from None
     path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
-    kept = [field for field in fields if field.partition(b":")[0].strip().lower() not in _HOP_BY_HOP]
-    return wanted, b"\r\n".join([f"{method} {path} {version}".encode(), *kept, b"Connection: close", b"", b""])
+    kept = [field for field in fields if field.partition(b":")[0].strip().lower() not in _OWN]
+    named = host if parts.port is None else f"{host}:{parts.port}"
+    own = (f"Host: {named}".encode(), b"Connection: close")
+    return wanted, b"\r\n".join([f"{method} {path} {version}".encode(), *own, *kept, b"", b""])
 
 
 async def _connect(addresses: list[str], port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

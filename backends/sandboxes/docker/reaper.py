@@ -70,7 +70,7 @@ async def _reap(task: dict[str, Any]) -> None:
     ends = time.monotonic() + DEADLINE_S
     quiet = False
     while time.monotonic() < ends:
-        shutil.rmtree(task["private"], ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, task["private"], ignore_errors=True)
         try:
             found = await remove_all(task["socket"], task["labels"])
         except (EngineError, Unavailable) as error:
