@@ -99,7 +99,9 @@ class ServiceContainer:
         self.usage = Usage((await self.engine.inspect(self.id)).pid)
         self.channel = Channel(f"http://{self.id}", token=None, timeout=REQUEST_S, socket=str(self.folder / SOCKET))
         await self._ready(self.channel, ended)
-        self.sandbox = sandbox = ServiceSandbox(self.id, self.plan.info, self.channel, admission, self.plan.solutions)
+        self.sandbox = sandbox = ServiceSandbox(
+            self.id, self.plan.info, self.channel, admission, self.plan.solutions, self._cause
+        )
         self._watcher = self.tasks.create_task(self._watch(sandbox, ended), name=f"watch-{self.id}")
         return sandbox
 
@@ -154,15 +156,18 @@ class ServiceContainer:
     async def _watch(self, sandbox: ServiceSandbox, ended: asyncio.Task[None]) -> None:
         """Condemn the sandbox when its container ends; its output ends then, but with the daemon too."""
         await asyncio.wait({ended})
+        if (failure := await self._cause()) is not None:
+            sandbox.condemn(failure)
+
+    async def _cause(self) -> Failure | None:
+        """Why the service ended, as the daemon says; None where it runs."""
         try:
             state = await self._settled()
         except EngineGone:
-            failure = Failure(FailureKind.SANDBOX_LOST, "call", "the Docker daemon is gone, and the sandbox with it")
+            return Failure(FailureKind.SANDBOX_LOST, "call", "the Docker daemon is gone, and the sandbox with it")
         except EngineError as error:
-            failure = Failure(FailureKind.SANDBOX_LOST, "call", f"the container is gone ({error})")
-        else:
-            failure = describe(state, self._memory_mb)
-        sandbox.condemn(failure)
+            return Failure(FailureKind.SANDBOX_LOST, "call", f"the container is gone ({error})")
+        return None if state.running else describe(state, self._memory_mb)
 
     async def _settled(self) -> ContainerState:
         """How the container ended; or that it has not, after a while."""

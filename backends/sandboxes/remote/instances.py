@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
-from backends.agentscope.http import Busy, Channel, NoRoute
+from backends.agentscope.http import Busy, Channel, NoRoute, Unreachable
 from backends.sandboxes.remote.messages import as_text, graded, malformed, opened, stepped
 from backends.server.wire import ErrorCode
 from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, Unavailable, UnknownName, UsageError
@@ -79,6 +80,7 @@ class ServiceSandbox:
         channel: Channel,
         admission: Admission,
         solutions: Callable[[str], Awaitable[Sequence[bytes]]] | None,
+        cause: Callable[[], Awaitable[Failure | None]] | None = None,
     ) -> None:
         self.id = sandbox
         self.info = info
@@ -87,6 +89,8 @@ class ServiceSandbox:
         self.worn = False
         self._admission = admission
         self._solutions = solutions
+        self._cause = cause
+        """Who knows why the service ended: None where nobody does, and its answer where it has not."""
         self._live: set[ServiceSession] = set()
         self._releases: dict[asyncio.Task[None], ServiceSession] = {}
         self._probe: asyncio.Task[None] | None = None
@@ -136,24 +140,31 @@ class ServiceSandbox:
                     raise _told(busy, stage) from None
                 pause = busy.after_s
             except (UsageError, SandboxError) as error:
-                told = _told(error, stage)
-                if told.failure.kind in _DOUBTFUL:
-                    self.doubt()
-                raise told from None
+                raise await self._judged(_told(error, stage), sent=not isinstance(error, Unreachable)) from None
             finally:
                 self._pending -= 1
             await asyncio.sleep(pause)
 
-    def doubt(self) -> None:
+    async def _judged(self, told: SandboxError, *, sent: bool) -> SandboxError:
+        """A failed call's error. Where the service died over it, the call is a suspect like all that were sent."""
+        if told.failure.kind in _DOUBTFUL:
+            await asyncio.wait({self.doubt()})
+            if self.lost.done():
+                return SandboxLost(replace(self.lost.result(), stage=told.failure.stage), suspect=sent)
+        return told
+
+    def doubt(self) -> asyncio.Task[None]:
         """A call broke off, or got no answer: see whether the service is still there."""
-        if self._probe is None and not self.lost.done():
+        if self._probe is None:
             self._probe = asyncio.create_task(self._look(), name=f"look-at-{self.id}")
+        return self._probe
 
     async def _look(self) -> None:
         try:
-            if not await self.channel.alive(PROBE_S):
+            if not (self.lost.done() or await self.channel.alive(PROBE_S)):
                 message = f"{self.channel.base_url} does not say that it is well any more"
-                self.condemn(Failure(FailureKind.SANDBOX_LOST, "call", message))
+                told = Failure(FailureKind.SANDBOX_LOST, "call", message)
+                self.condemn(await self._cause() or told if self._cause is not None else told)
         finally:
             self._probe = None
 
@@ -280,6 +291,8 @@ class ServiceSession:
 
     async def _call(self, stage: str, body: Mapping[str, Any]) -> Any:
         """A call that ends with the sandbox: its answer, its deadline or the sandbox's loss."""
+        if self._sandbox.lost.done():
+            raise SandboxLost(self._sandbox.lost.result(), suspect=False)
         if self._closed:
             failure = Failure(FailureKind.PROTOCOL, stage, "the session was released; open a new one")
             raise SandboxRefused(failure, code=ErrorCode.UNKNOWN_SESSION)

@@ -1,0 +1,156 @@
+"""Images that serve AgentScope's environment service, as sandboxes: walled off, reached, watched, and removed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from counting_service import TASKS
+from service_images import COUNTING, build, count_to, counting
+
+from backends.sandboxes.docker.service_backend import ServiceImageBackend
+from backends.sandboxes.docker.service_image import ServiceImage, Volume
+from bench.strikes import docker
+from orchestrator import Orchestrator
+from orchestrator.errors import SandboxError, SandboxLost, Unavailable
+from orchestrator.testing import BACKEND_CHECKS, run_check
+from orchestrator.types import EpisodeSpec, FailureKind, RunId
+from policies.agents.replay import ReplayPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from backends.sandboxes.remote.instances import ServiceSandbox
+
+pytestmark = pytest.mark.usefixtures("containers")
+SOLUTIONS = {task: count_to(6) for task in TASKS}
+
+
+@pytest.fixture(scope="module")
+def image(daemon: None) -> str:
+    return asyncio.run(counting())
+
+
+def counts(image: str, **options: Any) -> ServiceImageBackend:
+    given = {"deterministic": True, "solutions": SOLUTIONS} | options
+    return ServiceImageBackend("counting", ServiceImage(image), **given)
+
+
+@asynccontextmanager
+async def one_sandbox(backend: ServiceImageBackend) -> AsyncIterator[ServiceSandbox]:
+    backend.configure(run=RunId("services"), with_solutions=False, logs=None, call_limit_s=5.0)
+    async with backend:
+        yield await backend.create()
+
+
+def say(content: str) -> bytes:
+    return orjson.dumps({"role": "assistant", "content": content})
+
+
+@pytest.mark.parametrize("name", ["life", "order", "release", "unknown", "solutions", "condemned"])
+async def test_the_contract(image: str, name: str) -> None:
+    await run_check(BACKEND_CHECKS[name], lambda: counts(image))
+
+
+async def test_a_container_has_no_network_no_capability_and_what_it_was_given(image: str, tmp_path: Path) -> None:
+    given = ServiceImage(image, variables={"GREETING": "hello"}, volumes=[Volume(tmp_path, "/d")])
+    async with one_sandbox(ServiceImageBackend("counting", given)) as sandbox:
+        _, first = await sandbox.open(EpisodeSpec("about", 0, 5.0))
+        told = orjson.loads(orjson.loads(first.body)["messages"][0]["content"])
+        assert told["interfaces"] == ["lo"]
+        assert told["environ"] == {"OPENAI_API_KEY": "none", "GREETING": "hello"}
+        assert told["data"] is True
+        assert told["status"] == {"CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1", "Seccomp": "2"}
+        shown = orjson.loads(await asyncio.to_thread(docker, "inspect", sandbox.id, f"{sandbox.id}-relay"))
+        assert not any(one["HostConfig"]["PortBindings"] or one["NetworkSettings"]["Ports"] for one in shown)
+        assert shown[0]["HostConfig"]["NetworkMode"] == "none"
+        assert shown[0]["HostConfig"]["Mounts"][0]["ReadOnly"] is True
+        assert 0 < shown[0]["HostConfig"]["Memory"] < 1 << 35
+
+
+async def test_a_run_is_right_though_its_container_is_killed(image: str, tmp_path: Path) -> None:
+    backend = counts(image)
+    run = Orchestrator(backend=backend, policy=ReplayPolicy(), out=tmp_path / "run", concurrency=8, sandboxes=1)
+    async with run as orchestrator:
+        running = asyncio.create_task(orchestrator.run(episodes=120))
+        while not (backend.containers() and orchestrator.progress().done > 10):  # noqa: ASYNC110  # it signals nothing
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(docker, "kill", "--signal", "KILL", backend.containers()[0].id)
+        summary = await running
+    assert (summary.episodes, summary.outcomes["completed"], summary.duplicates) == (120, 120, 0)
+    assert summary.recovered_episodes > 0
+    assert backend.containers() == []
+
+
+async def test_an_action_that_ends_the_service_is_told_from_the_daemon(image: str) -> None:
+    backend = counts(image)
+    async with one_sandbox(backend) as sandbox:
+        guilty, _ = await sandbox.open(EpisodeSpec("count_0", 0, 5.0))
+        idle, _ = await sandbox.open(EpisodeSpec("count_1", 0, 5.0))
+        with pytest.raises(SandboxLost) as crashed:
+            await guilty.step(say("crash"))
+        assert crashed.value.suspect
+        async with asyncio.timeout(5):
+            failure = await sandbox.lost
+        assert (failure.kind, failure.message) == (FailureKind.SANDBOX_LOST, "the server exited with code 9")
+        with pytest.raises(SandboxLost) as lost:
+            await idle.step(say("add 1"))
+        assert not lost.value.suspect
+
+
+async def test_a_service_that_does_not_start_says_why(image: str, daemon: None) -> None:
+    dead = await build("rollout-test-dead:latest", {}, ["python3", "-c", "raise SystemExit('no data here')"])
+    deaf = await build("rollout-test-deaf:latest", {}, ["python3", "-c", "import time; time.sleep(60)"])
+    for given, says in (
+        (ServiceImage(dead), "exited with code 1 while starting; it said last: no data here"),
+        (ServiceImage(deaf, ready_s=0.5), "nothing at port 80 answered /healthz within 0.5 s"),
+    ):
+        with pytest.raises(SandboxError, match=says):
+            async with one_sandbox(ServiceImageBackend("counting", given)):
+                pytest.fail("it started")
+    await asyncio.to_thread(docker, "rmi", "rollout-test-dead:latest", "rollout-test-deaf:latest")
+
+
+async def test_an_image_that_nobody_has_is_said_to_be_missing(daemon: None) -> None:
+    with pytest.raises(Unavailable, match="no image rollout-test-absent"):
+        async with one_sandbox(ServiceImageBackend("counting", ServiceImage("rollout-test-absent:none"))):
+            pytest.fail("it started")
+
+
+OWNER = """
+import asyncio, sys
+from backends.sandboxes.docker.service_backend import ServiceImageBackend
+from backends.sandboxes.docker.service_image import ServiceImage
+from orchestrator.types import RunId
+
+async def main():
+    backend = ServiceImageBackend("counting", ServiceImage(sys.argv[1]))
+    backend.configure(run=RunId("killed"), with_solutions=False, logs=None, call_limit_s=5.0)
+    async with backend:
+        print((await backend.create()).id, flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_a_killed_owner_leaves_is_removed(image: str) -> None:
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", OWNER, COUNTING, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert owner.stdout is not None
+    name = (await owner.stdout.readline()).decode().strip()
+    shown = await asyncio.to_thread(docker, "ps", "--filter", f"name={name}", "--format", "{{.Names}}")
+    assert sorted(shown.split()) == [name, f"{name}-relay"]
+    os.kill(owner.pid, signal.SIGKILL)
+    await owner.wait()
+    async with asyncio.timeout(15):
+        while await asyncio.to_thread(docker, "ps", "-aq", "--filter", f"name={name}"):  # noqa: ASYNC110  # it signals nothing
+            await asyncio.sleep(0.1)
