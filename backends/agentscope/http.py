@@ -56,7 +56,7 @@ class Channel:
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._timeout = aiohttp.ClientTimeout(total=timeout)
-        self._socket = socket
+        self.socket = socket
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Channel:
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector: aiohttp.BaseConnector  # without a bound: whoever calls bounds what is under way
-            connector = aiohttp.UnixConnector(self._socket, limit=0) if self._socket else aiohttp.TCPConnector(limit=0)
+            connector = aiohttp.UnixConnector(self.socket, limit=0) if self.socket else aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers, connector=connector)
         return self._session
 

@@ -38,15 +38,20 @@ class Kind:
     def desk(self) -> Desk:
         """A fresh desk for a box of this kind. Raises UsageError; UnknownName where nothing here serves it."""
         if self.base_url is not None:
-            from backends.agentscope.remote import RemoteDesk  # needed with a server alone
+            from backends.agentscope.http import Channel  # needed with a server alone
+            from backends.agentscope.remote import RemoteDesk
 
-            return RemoteDesk(
-                self.base_url, self.sandbox_type, self.sandbox_id, token=self.bearer_token, timeout=self.timeout
-            )
+            channel = Channel(self.base_url, token=self.bearer_token, timeout=self.timeout)
+            return RemoteDesk(channel, self.sandbox_type, self.sandbox_id)
+        timeout = min(self.timeout, self.config.timeout)
+        if self.config.image_name and not _in_catalogue(str(self.sandbox_type)):
+            from backends.agentscope.image import ImageDesk  # its client of Docker is heavy
+
+            return ImageDesk(self.config, sandbox_id=self.sandbox_id, timeout=timeout, record=self._record())
         return EmbeddedDesk(
             self._environment(),
             sandbox_id=self.sandbox_id,
-            timeout=min(self.timeout, self.config.timeout),
+            timeout=timeout,
             variables={**os.environ, **self.config.environment},
             record=self._record(),
         )
@@ -56,8 +61,8 @@ class Kind:
             return find(str(self.sandbox_type)).name
         except UnknownName as error:
             raise UnknownName(
-                f"nothing here serves boxes of the kind {self.sandbox_type}: {error}. A server that does is named with "
-                f"base_url"
+                f"nothing here serves boxes of the kind {self.sandbox_type}: {error}. Register an image for it, or "
+                f"name a server that has it with base_url"
             ) from None
 
     def _record(self) -> dict[str, Any]:
@@ -72,6 +77,14 @@ class Kind:
             "timeout": self.config.timeout,
             "sandbox_type": str(self.sandbox_type),
         }
+
+
+def _in_catalogue(name: str) -> bool:
+    try:
+        find(name)
+    except UnknownName:
+        return False
+    return True
 
 
 def checked(
@@ -97,11 +110,8 @@ def checked(
 
 def _kind(name: str) -> SandboxType:
     """A kind by its name: a member, a registered one, or an environment. Raises UnknownName."""
-    if name not in registered():
-        try:
-            find(name)
-        except UnknownName:
-            raise unknown("sandbox type", name, {*registered(), *names()}) from None
+    if name not in registered() and not _in_catalogue(name):
+        raise unknown("sandbox type", name, {*registered(), *names()})
     return made(name)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from backends.agentscope.desk import checked_arguments
-from backends.agentscope.http import Channel, NoRoute
+from backends.agentscope.http import NoRoute
 from backends.agentscope.shapes import action as as_action
 from orchestrator.errors import RolloutError, SandboxError, Unavailable, UsageError
 from orchestrator.types import Failure, FailureKind
@@ -21,6 +21,7 @@ from orchestrator.types import Failure, FailureKind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from backends.agentscope.http import Channel
     from backends.agentscope.registry import SandboxType
 
 CLOSE_S: Final = 10.0
@@ -37,12 +38,10 @@ _SERVICE_ROUTES: Final = {
 
 
 class RemoteDesk:
-    """Satisfies `Desk`. `timeout` bounds one request in seconds."""
+    """Satisfies `Desk`. The channel is closed with it."""
 
-    def __init__(
-        self, base_url: str, sandbox_type: SandboxType, sandbox_id: str | None, *, token: str | None, timeout: float
-    ) -> None:
-        self._channel = Channel(base_url, token=token, timeout=timeout)
+    def __init__(self, channel: Channel, sandbox_type: SandboxType, sandbox_id: str | None) -> None:
+        self._channel = channel
         self._type = sandbox_type
         self._given = sandbox_id
         self._identity: str | None = None

@@ -102,9 +102,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, b"OK") if self.path == "/healthz" else self.answer(404, b'{"detail": "Not Found"}')
 
     def do_POST(self) -> None:
+        route = getattr(self.instances, self.path.strip("/"), None)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if route is None:
+            return self.answer(404, b'{"detail": "Not Found"}')
         try:
-            value = getattr(self.instances, self.path.strip("/"))(body)
+            value = route(body)
         except Refused as error:
             return self.answer(400, json.dumps({"detail": str(error)}).encode())
         except Exception as error:  # noqa: BLE001  # as the original: whatever goes wrong is a 500
