@@ -130,10 +130,13 @@ def look_at_processes(_: int) -> Iterator[Check]:
 
 
 def left_over_servers(proc: Path) -> Iterator[int]:
-    """Sandbox servers of any user's that some process other than a Python has inherited."""
+    """Sandbox servers of any user's that some process other than a Python has inherited. Those of containers have
+    processes of their own, and their reaper."""
     for folder in proc.glob("[0-9]*"):
         try:
             if b"backends.server" not in (folder / "cmdline").read_bytes().split(b"\0"):
+                continue
+            if os.readlink(folder / "ns" / "pid") != os.readlink(proc / "self" / "ns" / "pid"):
                 continue
             parent = (folder / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[1]
             owner = (proc / parent / "comm").read_text(encoding="utf-8", errors="replace")

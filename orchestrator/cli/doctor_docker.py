@@ -58,10 +58,10 @@ async def _look_at_daemon(engine: Engine) -> Check:
 async def _look_at_image(engine: Engine, spec: EnvironmentSpec) -> Check:
     from backends.sandboxes.docker.images import ENVIRONMENT, current, image_name
 
-    found = {one.id: current(spec, one.labels) for one in await engine.images({ENVIRONMENT: spec.name})}
-    stale = [one.removeprefix("sha256:")[:12] for one, is_current in found.items() if not is_current]
+    found = [(one, current(spec, one.labels)) for one in await engine.images({ENVIRONMENT: spec.name})]
+    stale = [name for one, fresh in found if not fresh for name in one.names or [one.id.removeprefix("sha256:")[:12]]]
     old = f"; stale, `docker rmi {' '.join(stale)}` frees their space" if stale else ""
-    if any(found.values()):
+    if any(fresh for _, fresh in found):
         return Check(f"image {spec.name}", OK, f"{image_name(spec)}{old}")
     finding = f"none of {spec.name} as it is now: built at its first use, or `rollout image build {spec.name}`{old}"
     return Check(f"image {spec.name}", WARN, finding)

@@ -22,10 +22,11 @@ def reap(
     from orchestrator.cli.output import emit_json, results
 
     directories = [str(path) for path in (dead() if dry_run else sweep())]
-    found = asyncio.run(_containers(dry_run=dry_run))
+    looked = asyncio.run(_containers(dry_run=dry_run))
+    found = looked or {"removed": [], "left": [], "unknown": []}
     verb = "would remove" if dry_run else "removed"
     if json:
-        emit_json({"directories": directories, **found})
+        emit_json({"directories": directories, "looked_at_containers": looked is not None, **found})
     else:
         for name in (*directories, *found["removed"]):
             results().print(f"{verb} {name}")
@@ -37,8 +38,9 @@ def reap(
         raise typer.Exit(FAILED)
 
 
-async def _containers(*, dry_run: bool) -> dict[str, list[str]]:
-    """What was (or would be) removed, what will not go, and what belongs to nobody that can be judged from here."""
+async def _containers(*, dry_run: bool) -> dict[str, list[str]] | None:
+    """What was (or would be) removed, what will not go, and what belongs to nobody that can be judged from here; None
+    where there is no daemon to ask."""
     from backends.sandboxes.docker.owners import Standing, clear_strays, owned
     from backends.sandboxes.docker.port import Engine
     from orchestrator.cli.output import say
@@ -48,7 +50,7 @@ async def _containers(*, dry_run: bool) -> dict[str, list[str]]:
         engine = await Engine.connect()
     except Unavailable as error:
         say(f"no containers looked at: {error}")
-        return {"removed": [], "left": [], "unknown": []}
+        return None
     async with engine:
         containers = await owned(engine)
         dead = [one.names[0] for one, state in containers if state is Standing.DEAD]

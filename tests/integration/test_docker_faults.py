@@ -18,7 +18,7 @@ from runs import Counted, counting, play, until
 
 from backends.sandboxes.docker import DockerBackend
 from backends.sandboxes.docker import backend as module
-from backends.sandboxes.docker.container import LEISURE_S, LOG_BYTES, Blueprint
+from backends.sandboxes.docker.container import ADDRESS_SPACE_MB, LEISURE_S, LOG_BYTES, Blueprint
 from backends.sandboxes.docker.port import Attachment, Engine, EngineTimeout
 from bench.strikes import SMALL, child_oom, fill_disk, hang, inside, kill, oom, pause
 from orchestrator.errors import RunFailed, SandboxError
@@ -139,6 +139,16 @@ async def test_a_full_memory_is_told_from_a_kill() -> None:
         assert "128 MiB" in (await until_lost(full)).message
         await asyncio.to_thread(kill, container(backend, killed))
         assert "SIGKILL" in (await until_lost(killed)).message
+
+
+async def test_an_absurd_request_for_memory_fails_alone(tmp_path: Path) -> None:
+    """Beyond the server's address space it is an error of that action, where the container's bound would kill all."""
+    policy = Counted(lambda view, ctx: [f"memory {ADDRESS_SPACE_MB}", "stop"][view.turn])
+    played = await play(tmp_path / "run", policy, backend=DockerBackend("toy"), tasks=["toy_1"])
+    [one] = played.episodes.values()
+    assert one.failure is not None
+    assert "MemoryError" in one.failure.message
+    assert played.losses() == []
 
 
 async def test_a_full_disk_is_bounded_and_harms_nobody() -> None:
