@@ -13,6 +13,7 @@
     signal PID     SIGKILL another process; `up` is the parent, `top` the server
     memory_of PID  read another process's memory
     me             say the number of this process
+    where          say where the secret is
     files          say which files are open
     state          say what holds this process: oom_score_adj, address space
     forge          export what is no state at all
@@ -215,6 +216,9 @@ class ForkedSession(ToySession):
 
     def do_me(self, argument: str) -> int:
         return os.getpid()
+
+    def do_where(self, argument: str) -> str:
+        return str(SECRET)
 
     def do_files(self, argument: str) -> str:
         found = []

@@ -1,0 +1,179 @@
+"""Isolation `process`: what a session's child cannot reach, and that it is graded where it never was."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from errno import EACCES, EPERM, EROFS
+from typing import TYPE_CHECKING, Any
+
+import forked
+import orjson
+import pytest
+from forked import number, told
+
+from backends.sandboxes.docker import DockerBackend
+from backends.sandboxes.docker.hardening import Hardening
+from backends.sandboxes.local import LocalBackend
+from backends.server import confine
+from orchestrator.testing.harness import loses, refused, say, spec
+from orchestrator.types import FailureKind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from backends.sandboxes.link import LinkedSandbox
+
+TASK = "toy_3"
+LANDLOCK = pytest.mark.skipif(confine.version() < 6, reason="this kernel's Landlock is older than ABI 6")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return forked.lay_out(tmp_path_factory.mktemp("forked"))
+
+
+@pytest.fixture(autouse=True)
+def _brought(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forked.bring(site, monkeypatch)
+
+
+@asynccontextmanager
+async def one(backend: Any = None) -> AsyncIterator[LinkedSandbox]:
+    async with backend or LocalBackend("forked") as entered:
+        yield await entered.create()
+
+
+async def _cannot_reach_anything(sandbox: LinkedSandbox) -> None:
+    """In a process or a container: the secret by any name, and other processes."""
+    session, _ = await sandbox.open(spec(TASK))
+    other, _ = await sandbox.open(spec(TASK))
+    where, sibling = await told(session, "where"), await number(other, "me")
+    for path in (where, f"/proc/self/root{where}", f"/proc/{await number(session, 'me')}/root{where}"):
+        assert await told(session, f"read {path}") == f"refused {EACCES}"
+    assert await told(session, "write ~") in {f"refused {EACCES}", f"refused {EROFS}"}
+    for somebody in ("up", "top", sibling):
+        assert await told(session, f"signal {somebody}") == f"refused {EPERM}"
+        assert await told(session, f"memory_of {somebody}") in {f"refused {EACCES}", f"refused {EPERM}"}
+    assert await told(other, "add 1") == "total 1"
+    assert await told(session, f"read {where.removesuffix('answers/truth.json')}environment.toml") != ""
+    *standard, stream = (await told(session, "files")).split()
+    assert [entry.partition(":")[0] for entry in standard] == ["0", "1", "2"]
+    assert stream.endswith(":socket")
+
+
+@LANDLOCK
+async def test_what_a_session_cannot_reach() -> None:
+    async with one() as sandbox:
+        await _cannot_reach_anything(sandbox)
+
+
+@LANDLOCK
+@pytest.mark.usefixtures("containers")
+async def test_what_a_session_cannot_reach_in_a_container() -> None:
+    async with one(DockerBackend("forked")) as sandbox:
+        await _cannot_reach_anything(sandbox)
+
+
+@LANDLOCK
+@pytest.mark.parametrize(
+    "words",
+    [
+        "cat ~",
+        "cp ~ $TMPDIR/mine && cat $TMPDIR/mine",
+        "ln ~ $TMPDIR/mine && cat $TMPDIR/mine",
+        "ln -s ~ $TMPDIR/mine && cat $TMPDIR/mine",
+        "mv ~ $TMPDIR/mine && cat $TMPDIR/mine",
+        "mv $(dirname ~) $TMPDIR/mine && cat $TMPDIR/mine/truth.json",
+        "unshare -rm cat ~",
+        "setsid cat ~",
+        "rm ~",
+        ": > ~",
+        "echo more >> ~",
+    ],
+)
+async def test_what_a_session_starts_is_held_too(words: str) -> None:
+    async with one() as sandbox:
+        session, _ = await sandbox.open(spec(TASK))
+        assert "worth" not in await told(session, f"shell {words}")
+        assert (await session.evaluate()).reward == 0.5**4, "the secret is as it was"
+
+
+@LANDLOCK
+async def test_all_else_is_as_before() -> None:
+    words = "cd $TMPDIR; mkdir a b; echo one > a/x; mv a/x b/y; ln b/y a/z; cat a/z; rm -r a b; ls / | grep tmp"
+    async with one() as sandbox:
+        session, _ = await sandbox.open(spec(TASK))
+        assert (await told(session, f"shell {words}")).split() == ["one", "tmp"]
+        child = await number(session, "children")
+        assert await told(session, f"signal {child}") == "killed", "its own it may end"
+
+
+async def test_it_is_graded_elsewhere() -> None:
+    async with one() as sandbox:
+        session, _ = await sandbox.open(spec(TASK))
+        for total in range(1, 5):
+            assert await told(session, "add 1") == f"total {total}"
+            grade = await session.evaluate({"simple": True})
+            assert grade.reward == 0.5 ** (4 - total)
+            assert orjson.loads(grade.details) == {"total": total, "target": 4, "params": {"simple": True}}
+        assert await told(session, "forge") == "forged"
+        assert (await session.evaluate()).reward == 0.0
+
+
+async def test_a_grading_that_fails() -> None:
+    async with one() as sandbox:
+        session, _ = await sandbox.open(spec(TASK))
+        await session.step(say("badgrade"))
+        error = await refused(session.evaluate(), "a grading that raises")
+        assert error.failure.kind is FailureKind.ENVIRONMENT
+        assert await told(session, "add 1") == "total 1"
+
+
+async def test_a_grading_that_dies_or_hangs() -> None:
+    async with one() as sandbox:
+        dying, _ = await sandbox.open(spec("grade_dies"))
+        lost = await loses(dying.evaluate(), "a grading that dies")
+        assert lost.suspect
+        assert (lost.failure.kind, lost.failure.stage) == (FailureKind.SANDBOX_LOST, "evaluate")
+        assert "SIGABRT" in lost.failure.message
+        assert await told(dying, "add 1") == "total 1"
+        hanging, _ = await sandbox.open(spec("grade_hangs", step_timeout_s=0.3))
+        lost = await loses(hanging.evaluate(), "a grading that hangs")
+        assert (lost.failure.kind, lost.failure.stage) == (FailureKind.SANDBOX_HUNG, "evaluate")
+        assert not sandbox.lost.done()
+
+
+@pytest.mark.usefixtures("containers")
+async def test_out_of_memory_in_a_container() -> None:
+    """The kernel kills the session that asks for it, not the server."""
+    async with one(DockerBackend("forked", hardening=Hardening(memory_mb=256))) as sandbox:
+        greedy, _ = await sandbox.open(spec(TASK))
+        other, _ = await sandbox.open(spec(TASK))
+        lost = await loses(greedy.step(say("memory 400")), "a session out of memory")
+        assert "SIGKILL" in lost.failure.message
+        assert lost.suspect
+        assert await told(other, "add 1") == "total 1"
+        assert not sandbox.lost.done()
+
+
+async def test_sixteen_at_once_are_light() -> None:
+    loop = asyncio.get_running_loop()
+    async with one() as sandbox:
+        times, sessions = [], []
+        for _ in range(16):
+            began = loop.time()
+            sessions.append((await sandbox.open(spec(TASK)))[0])
+            times.append(loop.time() - began)
+        pids = [await number(session, "me") for session in sessions]
+        assert len(set(pids)) == 16
+        assert sorted(times)[8] < 0.1, "20 ms on a machine of its own"
+        assert [await told(session, "global") for session in sessions] == ["1"] * 16
+        private = [await asyncio.to_thread(_private_kib, pid) for pid in pids]
+        assert max(private) < 6 * 1024, private
+
+
+def _private_kib(pid: int) -> int:
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as lines:
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
