@@ -11,7 +11,7 @@ from playing import ENVIRONMENT  # noqa: E402 - the import is what is measured
 tasks = ENVIRONMENT.tasks("").ids
 seconds = time.process_time() - started
 
-for task in ("multi_turn_base_0", "multi_turn_base_57", "simple_java_0", "simple_python_0"):
+for task in ("multi_turn_base_0", "multi_turn_base_57", "simple_java_0", "simple_python_0", "memory_kv_0-customer-0"):
     session, _ = ENVIRONMENT.open(task, 0, {})
     for action in ENVIRONMENT.solution(task):
         session.step(action)
