@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE: Final = "BEARER_TOKEN"
 """Where the original's manager has its token."""
+_NUMBERS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ async def serve_until_told(serving: Serving) -> int:
                 raise
             say("ended before it was ready")
             return CANCELLED
+    signals.ignored()
     return OK
 
 
@@ -136,14 +138,18 @@ class _Signals:
     def obeyed(self) -> Iterator[None]:
         """Obey them in here."""
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        for number in numbers:
+        for number in _NUMBERS:
             loop.add_signal_handler(number, self._obey)
         try:
             yield
         finally:
-            for number in numbers:
+            for number in _NUMBERS:
                 loop.remove_signal_handler(number)
+
+    def ignored(self) -> None:
+        """Everything has ended: one more must not make a failure of the process's last moments."""
+        for number in _NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
 
     def _obey(self) -> None:
         if self.ready:

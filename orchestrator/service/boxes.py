@@ -32,7 +32,10 @@ _LENGTH: Final = 25
 
 @dataclass(slots=True, eq=False)
 class Box:
-    """`variables` decide what its splits hold; `meta` is the client's own. Times are seconds since the epoch."""
+    """`variables`, over the service's own, decide what its splits hold; `meta` is the client's own.
+
+    Times are seconds since the epoch.
+    """
 
     name: str
     environment: str

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
 from backends.agentscope.desk import checked_arguments, described
 from backends.agentscope.splits import SUB_TYPE
 from orchestrator.service.refusals import Refusal
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 IGNORED: Final = frozenset({"OPENAI_API_KEY"})
 """A variable that the original had to be given, and that nothing here reads."""
+
+MAX_META: Final = 16 * 1024
+"""Bytes of a client's own notes on a box."""
 
 
 class Creation(Body):
@@ -105,8 +110,11 @@ class Manager:
         given = {name: value for name, value in (body.environment or {}).items() if name not in IGNORED}
         if other := sorted(given.keys() - {SUB_TYPE}):
             raise Refusal(400, f"the variable {other[0]!r} changes nothing here; {SUB_TYPE} may be given")
+        meta = body.meta or {}
+        if len(orjson.dumps(meta)) > MAX_META:
+            raise Refusal(400, f"meta is kept with the sandbox: {MAX_META} bytes of JSON at most")
         hall = self._halls.find(body.sandbox_type)
-        return self._boxes.take(tenant, hall.environment, {**os.environ, **given}, body.meta or {}).name
+        return self._boxes.take(tenant, hall.environment, given, meta).name
 
     async def release(self, tenant: Tenant, body: Named) -> object:
         self._boxes.release(tenant, body.identity)
@@ -157,7 +165,7 @@ class Manager:
         given = checked_arguments(body.tool_name, body.arguments or {})
         if body.tool_name in {"get_env_profile", "get_task_ids"}:
             split = {"split": given["split"] or "train"}
-            return await self._halls.tasks(_served(box, given["env_type"]), split, box.variables)
+            return await self._halls.tasks(_served(box, given["env_type"]), split, {**os.environ, **box.variables})
         name = given["instance_id"]
         if not (name is None or isinstance(name, str)):
             raise Refusal(400, "an instance_id is a text")

@@ -15,12 +15,21 @@ _REFUSALS: Final = {
     "400": "The request asks for what cannot be.",
     "401": "A bearer token is missing, or another one is wanted.",
     "404": "No such instance or sandbox.",
+    "408": "The body came too slowly.",
     "409": "The id is taken.",
     "413": "The body is too large.",
     "422": "The body is not what the schema says, or the action ends every sandbox that it is tried in.",
     "429": "A quota of this token is used up; see Retry-After.",
+    "500": "The environment's own code failed.",
     "503": "No room, or no sandbox, now; see Retry-After.",
 }
+_GETS: Final = {
+    "/healthz": ("Whether every environment has a sandbox up, as text.", ("200", "503")),
+    "/health": ("The same as JSON, with counts.", ("200", "503")),
+    "/wire": ("This project's own wire: a WebSocket; `?env=` names the environment.", ("101", "400", "401", "503")),
+}
+_ANSWERS: Final = {"env_service": ["success", "data"], "manager": ["data"]}
+"""What is in the answers of the routes with a tag."""
 
 
 def document(routes: Iterable[Route], *, bearer: bool) -> dict[str, Any]:
@@ -31,12 +40,9 @@ def document(routes: Iterable[Route], *, bearer: bool) -> dict[str, Any]:
             operation = _operation(route, bearer=bearer)
             there = paths.get(path)
             paths[path] = {"post": _either(there["post"], operation) if there else operation}
-    for path, summary in (
-        ("/healthz", "Whether every environment has a sandbox up, as text."),
-        ("/health", "The same as JSON, with counts."),
-        ("/wire", "A WebSocket that speaks this project's own wire, batched; `?env=` names the environment."),
-    ):
-        paths[path] = {"get": {"summary": summary, "responses": {"200": {"description": "Yes."}}}}
+    for path, (summary, statuses) in _GETS.items():
+        responses = {status: {"description": _REFUSALS.get(status, "Yes.")} for status in statuses}
+        paths[path] = {"get": {"summary": summary, "responses": responses}}
     schemes = {"bearer": {"type": "http", "scheme": "bearer"}} if bearer else {}
     return {
         "openapi": "3.1.0",
@@ -51,12 +57,14 @@ _DETAIL: Final = {"type": "object", "properties": {"detail": {"type": "string"}}
 
 def _operation(route: Route, *, bearer: bool) -> dict[str, Any]:
     error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Detail"}}}}
+    schema = route.body.model_json_schema()
+    answer = {"type": "object", "required": _ANSWERS[route.tag]}
     operation: dict[str, Any] = {
         "summary": route.summary,
         "tags": [route.tag],
-        "requestBody": {"content": {"application/json": {"schema": route.body.model_json_schema()}}},
+        "requestBody": {"required": "required" in schema, "content": {"application/json": {"schema": schema}}},
         "responses": {
-            "200": {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}}}},
+            "200": {"description": "Done.", "content": {"application/json": {"schema": answer}}},
             **{status: {"description": words, **error} for status, words in _REFUSALS.items()},
         },
     }
@@ -67,5 +75,5 @@ def _either(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Two routes of one path, told apart by their bodies."""
     schemas = [each["requestBody"]["content"]["application/json"]["schema"] for each in (one, other)]
     summary = f"{one['summary']} Or: {other['summary']}"
-    body = {"content": {"application/json": {"schema": {"anyOf": schemas}}}}
+    body = {"required": False, "content": {"application/json": {"schema": {"anyOf": schemas}}}}
     return {**one, "summary": summary, "tags": [*one["tags"], *other["tags"]], "requestBody": body}

@@ -103,6 +103,14 @@ def test_the_first_signal_drains_and_the_second_ends() -> None:
         assert not {one.pid for one in processes()} & set(sandboxes)
 
 
+def test_signals_until_it_is_gone_make_no_failure_of_its_end() -> None:
+    with server() as served:
+        while served.process.poll() is None:
+            served.process.send_signal(signal.SIGTERM)
+            time.sleep(0.002)
+        assert (served.process.returncode, served.ended().splitlines()[-1]) == (0, "ended")
+
+
 def test_a_killed_server_leaves_no_sandbox() -> None:
     with server() as served:
         sandboxes = set(served.sandboxes())

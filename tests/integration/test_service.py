@@ -32,10 +32,9 @@ async def test_bfcl_episodes_in_the_shapes_of_the_original() -> None:
             assert [message["role"] for message in made["state"]] == ["system", "user"]
             name = made["info"]["instance_id"]
             assert name.startswith("exp_")
-            for action in actions:
-                step = await http.done("step", instance_id=name, messages=action)
-                assert set(step) == {"state", "reward", "is_terminated", "info"}
-            assert step["is_terminated"] is True
+            steps = [await http.done("step", instance_id=name, messages=action) for action in actions]
+            assert all(set(step) == {"state", "reward", "is_terminated", "info"} for step in steps)
+            assert [step["is_terminated"] for step in steps] == [False] * (len(steps) - 1) + [True]
             assert await http.done("evaluate", instance_id=name, params={"sparse": True}) == 1.0
             assert (await http.done("evaluate", instance_id=name))["accuracy"] == 1.0
             assert "Available tools" in await http.done("get_info", instance_id=name)
@@ -194,6 +193,9 @@ async def test_every_route_of_the_document_is_there() -> None:
             document = await response.json()
         posts = [path for path, item in document["paths"].items() if "post" in item]
         assert len(posts) == 6 + 2 * 14 - 3  # create, get_info and release are of both
+        assert {path for path in posts if not document["paths"][path]["post"]["requestBody"]["required"]} >= {"/step"}
+        assert document["paths"]["/call_tool"]["post"]["requestBody"]["required"]
+        assert set(document["paths"]["/wire"]["get"]["responses"]) == {"101", "400", "401", "503"}
         for path in posts:
             status, _ = await http.post(path[1:])
             assert status != 404 or "Not Found" not in _["detail"], path

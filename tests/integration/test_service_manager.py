@@ -57,6 +57,7 @@ async def test_a_box_from_its_taking_to_its_release(twin: str) -> None:
         ("create_from_pool", {"sandbox_type": "desktop"}, 400, "unknown env_type 'desktop'"),
         ("create", {"sandbox_type": "toy", "mount_dir": "/etc"}, 400, "mount_dir"),
         ("create", {"sandbox_type": "toy", "environment": {"LD_PRELOAD": "x"}}, 400, "LD_PRELOAD"),
+        ("create", {"sandbox_type": "toy", "meta": {"note": "x" * 20_000}}, 400, "16384 bytes"),
         ("call_tool", {"identity": "none", "tool_name": "step"}, 404, "No container found"),
         ("call_tool", {"identity": "BOX", "tool_name": "sudo"}, 400, "unknown tool 'sudo'"),
         ("call_tool", {"identity": "BOX", "tool_name": "step", "arguments": {"x": 1}}, 400, "not 'x'"),
@@ -81,13 +82,12 @@ async def test_the_classes_over_the_service() -> None:
         async with AsyncBFCLSandbox(base_url=made.url, bearer_token="t0ken") as box:
             tasks = await box.get_env_profile(env_type="bfcl")
             opened = await box.create_instance(env_type="bfcl", task_id=tasks[0])
-            for action in known[tasks[0]]:
-                step = await box.step(opened["info"]["instance_id"], action)
-            assert step["is_terminated"]
+            steps = [await box.step(opened["info"]["instance_id"], action) for action in known[tasks[0]]]
+            assert steps[-1]["is_terminated"]
             assert await box.evaluate(opened["info"]["instance_id"], params={"sparse": True}) == 1.0
         assert made.health()["boxes"] == 0
 
-        def blocking() -> float:
+        def blocking() -> object:
             with BFCLSandbox(base_url=made.url, bearer_token="t0ken") as box:
                 name = box.create_instance(env_type="bfcl", task_id="multi_turn_base_0")["info"]["instance_id"]
                 for action in known["multi_turn_base_0"]:
