@@ -36,6 +36,7 @@ from orchestrator.records import EpisodeBuffer, header
 from orchestrator.retry import RetryPolicy
 from orchestrator.rundir import RunDirectory
 from orchestrator.scheduler import Scheduler
+from orchestrator.shards.job import ShardJob
 from orchestrator.shield import shielded
 from orchestrator.store import RunMeta, Store, holds_run
 from orchestrator.summary import Progress, Summary, summarise
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from orchestrator.events import Event, Listener
     from orchestrator.planning import Plan
     from orchestrator.protocols import Backend, Policy, Sandbox, TrainerQueue
+    from orchestrator.shards import Crew, Shards
     from orchestrator.types import EnvironmentInfo, EpisodeKey, Failure, Group, TaskList
 
 log = logging.getLogger(__name__)
@@ -72,8 +74,9 @@ class Orchestrator:
     the reward of an action that kills its sandbox: zero, grade (the state before it) or drop (none). `queue` gets
     every group through `deliver`; `consumer` names one elsewhere. Nothing is admitted while the consumer has
     `max_unacked` groups released and not acked (default: a few times what runs at once; without a consumer only the
-    disk bounds). `config` is saved with the run; it must hold names of secret variables, never values. `listener`
-    hears events.
+    disk bounds). `shards` play the episodes elsewhere, each on sandboxes of its own (`sandboxes` counts those of one
+    shard then); plan, store and delivery stay here. `config` is saved with the run; it must hold names of secret
+    variables, never values. `listener` hears events.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Orchestrator:
         options: Mapping[str, object] | None = None,
         config: Mapping[str, object] | None = None,
         listener: Listener | None = None,
+        shards: Shards | None = None,
     ) -> None:
         _positive(concurrency=concurrency, sandboxes=sandboxes, max_turns=max_turns, max_unacked=max_unacked)
         _positive(step_timeout_s=step_timeout_s, episode_timeout_s=episode_timeout_s)
@@ -108,7 +112,10 @@ class Orchestrator:
         self._directory = RunDirectory(Path(out))
         self._concurrency = concurrency
         ready = (os.cpu_count() or 1) * (1 if backend.limits.sessions is None else _READY_A_CORE)
-        self._sandboxes = min(sandboxes or ready, concurrency)
+        self._sandboxes = 1 if shards is not None else min(sandboxes or ready, concurrency)
+        self._shards = shards
+        self._shard_sandboxes = sandboxes
+        self._crew: Crew | None = None
         self._seed = seed
         self._durable_steps = policy.calls_model if durability == "auto" else durability == "step"
         self._max_turns = max_turns
@@ -158,7 +165,9 @@ class Orchestrator:
                 await self._load()
             elif self._resume:
                 raise UsageError(f"there is no run in {self._directory.path}; start one with `rollout collect`")
-            if isinstance(self._policy, AbstractAsyncContextManager):
+            if self._shards is not None:
+                await asyncio.to_thread(self._shards.pack, self._backend, self._policy)
+            elif isinstance(self._policy, AbstractAsyncContextManager):
                 await stack.enter_async_context(self._policy)
             self._pool = await self._start_pool(stack)
             self._info = await self._meet()
@@ -267,6 +276,9 @@ class Orchestrator:
         engine = self._engine
         pool = None if self._pool is None else self._pool.statistics()
         live, target = (0, self._sandboxes) if pool is None else (pool.live, pool.size)
+        if self._crew is not None:
+            live = self._crew.statistics().sandboxes
+            target = max(live, self._crew.wanted * (self._shard_sandboxes or 1))
         if engine is None:
             elapsed = time.monotonic() - self._entered
             return Progress(0, 0, 0, 0, 0, 0, 0, 0.0, {}, {}, 0, live, target, elapsed, self._drain_asked, "starting")
@@ -382,7 +394,10 @@ class Orchestrator:
     async def _make_engine(self, store: Store, plan: Plan, consumer: str | None) -> Engine:
         stored = await store.committed()
         self._stored_before = len(stored)
-        held = await self._open_journal(store.run_epoch, set(stored))
+        if self._shards is None:
+            held = await self._open_journal(store.run_epoch, set(stored))
+        else:
+            held = await self._open_shards(self._shards, store.run_epoch, set(stored))
         open_samples = [
             (key, stored[key].outcome in REWARDED and stored[key].reward is not None)
             for keys in (await store.open_groups()).values()
@@ -400,7 +415,7 @@ class Orchestrator:
         settings = self._settings()
         return Engine(
             scheduler=scheduler,
-            player=LocalPlayer(settings, self._services(), self._journal),
+            player=self._crew or LocalPlayer(settings, self._services(), self._journal),
             head=settings.header,
             emit=self._emit,
             store=store,
@@ -421,6 +436,35 @@ class Orchestrator:
             self._journal.start()
             await self._journal.adopt(held)
         return held
+
+    async def _open_shards(
+        self, shards: Shards, epoch: int, stored: set[EpisodeKey]
+    ) -> dict[EpisodeKey, tuple[int, EpisodeBuffer]]:
+        """Start the shards; what their journals hold of episodes in flight."""
+        job = ShardJob(
+            run=self._run_id(),
+            run_epoch=epoch,
+            info=self._need_info(),
+            settings=self._settings(),
+            durable_steps=self._durable_steps,
+            sandboxes=self._shard_sandboxes,
+            call_limit_s=self._step_timeout_s + _GRACE_S,
+            resume=self._resume,
+        )
+        self._crew = await self._stack.enter_async_context(shards.crew(job, self._absorb_tools))
+        self._stack.callback(self._crew_ends)
+        self._crew.stored([key for key in self._crew.held if key in stored])
+        return {key: held for key, held in self._crew.held.items() if key not in stored}
+
+    def _crew_ends(self) -> None:
+        if self._crew is not None and self._engine is not None:
+            self._crew.end(complete=self._engine.complete)
+
+    def _absorb_tools(self, toolsets: Mapping[str, bytes]) -> None:
+        """Take over the tool sets that a shard has told of."""
+        if new := {digest: body for digest, body in toolsets.items() if digest not in self._toolsets}:
+            self._toolsets.update(new)
+            self._need_store().put_toolsets(new)
 
     def _settings(self) -> EpisodeSettings:
         info = self._need_info()

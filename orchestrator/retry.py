@@ -4,6 +4,8 @@ failure                            verdict
 sandbox lost, hung, broke the      the same attempt goes on by replay in another sandbox: no model call is
 wire, could not start              repeated; after `max_tries`, infra_failed
 model endpoint unavailable         the same attempt goes on after a pause; after `max_tries`, infra_failed
+shard of the orchestrator lost      the same attempt where its journal came back, else a new one; patiently: whole
+                                    machines go at once; after `model_tries`, infra_failed
 replay diverged, environment not   a new attempt; after `max_tries`, env_failed
 deterministic
 environment raised, bad reward,    env_failed at once: a deterministic environment would do it again
@@ -27,6 +29,7 @@ _SAME_ATTEMPT: Final = frozenset(
         FailureKind.MODEL_UNAVAILABLE,
     }
 )
+_PATIENT: Final = frozenset({FailureKind.MODEL_UNAVAILABLE, FailureKind.SHARD_LOST})
 _NEW_ATTEMPT: Final = frozenset({FailureKind.DIVERGED, FailureKind.NOT_DETERMINISTIC})
 _ENVIRONMENT: Final = frozenset({FailureKind.ENVIRONMENT, FailureKind.BAD_REWARD, FailureKind.UNKNOWN_TASK})
 
@@ -64,8 +67,11 @@ class RetryPolicy:
         kind = failure.kind
         outcome = Outcome.ENV_FAILED if kind in _ENVIRONMENT or kind in _NEW_ATTEMPT else Outcome.INFRA_FAILED
         same_attempt = kind in _SAME_ATTEMPT or failure.retryable
-        limit = self.model_tries if kind is FailureKind.MODEL_UNAVAILABLE else self.max_tries
-        if tries >= limit or not (same_attempt or kind in _NEW_ATTEMPT):
+        new_attempt = kind in _NEW_ATTEMPT or (kind is FailureKind.SHARD_LOST and not failure.retryable)
+        limit = self.model_tries if kind in _PATIENT else self.max_tries
+        if tries >= limit or not (same_attempt or new_attempt):
             return GiveUp(outcome)
+        if kind is FailureKind.SHARD_LOST:
+            return Again(0.0, new_attempt)  # there are others, and it was not the episode's doing
         delay = min(self.first_delay_s * 2.0 ** min(tries - 1, 30), self.max_delay_s)
-        return Again(delay, new_attempt=kind in _NEW_ATTEMPT)
+        return Again(delay, new_attempt)

@@ -74,6 +74,8 @@ class FailureKind(StrEnum):
     """A sandbox made no progress within its deadline and was killed."""
     SANDBOX_START = "sandbox_start"
     """A sandbox could not be started."""
+    SHARD_LOST = "shard_lost"
+    """A shard of the orchestrator ended. `retryable`: its journal came back, and the same attempt goes on."""
     PROTOCOL = "protocol"
     """A sandbox broke the wire protocol; it was killed."""
     ENVIRONMENT = "environment"

@@ -16,7 +16,7 @@ import shutil
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeVar
 
 import aiohttp
 import orjson
@@ -30,8 +30,6 @@ from orchestrator.types import Failure, FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from backends.sandboxes.link import LinkedSandbox
 
 HELLO_S: Final = 10.0
 """A connection must say hello within this many seconds."""
@@ -51,9 +49,9 @@ class _Expected:
 
     __slots__ = ("arrived", "make")
 
-    def __init__(self, make: Callable[[Hello], LinkedSandbox]) -> None:
+    def __init__(self, make: Callable[[Hello], Any]) -> None:
         self.make = make
-        self.arrived: asyncio.Future[LinkedSandbox] = asyncio.get_running_loop().create_future()
+        self.arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
 class Door:
@@ -87,6 +85,22 @@ class Tcp(NamedTuple):
     port: int = 0
     insecure: bool = False
     """Without TLS: whoever can read the network reads the steps, and the tokens."""
+    max_frame: int = MAX_FRAME
+    """Cap of one message in bytes."""
+
+
+class Arrival(Protocol):
+    """What a connection becomes once its hello is believed."""
+
+    ended: asyncio.Future[Failure]
+    """Done when the connection has ended, with what the connection knows."""
+
+    async def run(self, socket: web.WebSocketResponse) -> Failure:
+        """Use the connection until it ends; returns why."""
+        ...
+
+
+A = TypeVar("A", bound=Arrival)
 
 
 class Listener:
@@ -94,6 +108,7 @@ class Listener:
 
     def __init__(self, tcp: Tcp | None = None) -> None:
         self._tcp = tcp
+        self._max_frame = MAX_FRAME if tcp is None else tcp.max_frame
         self.url = ""
         """Where sandboxes of other machines dial in; "" without `tcp`."""
         self.certificate: str | None = None
@@ -152,8 +167,8 @@ class Listener:
         folder = self.private / f"s{self._doors}"
         return Door(web.UnixSite(self._runner, str(folder / SOCKET), backlog=1024), folder)
 
-    def expect(self, token: str, make: Callable[[Hello], LinkedSandbox]) -> asyncio.Future[LinkedSandbox]:
-        """The sandbox that will dial in with `token`, made by `make`. Cancel or `forget` when it never comes."""
+    def expect(self, token: str, make: Callable[[Hello], A]) -> asyncio.Future[A]:
+        """What will dial in with `token`, made by `make`. Cancel or `forget` when it never comes."""
         expected = self._expected[token] = _Expected(make)
         return expected.arrived
 
@@ -163,7 +178,7 @@ class Listener:
             expected.arrived.cancel()
 
     async def _accept(self, request: web.Request) -> web.WebSocketResponse:
-        wire = web.WebSocketResponse(max_msg_size=MAX_FRAME, compress=False, timeout=2.0)
+        wire = web.WebSocketResponse(max_msg_size=self._max_frame, compress=False, timeout=2.0)
         try:
             await wire.prepare(request)
         except ConnectionError:
@@ -182,7 +197,7 @@ class Listener:
         await wire.close()
         return wire
 
-    async def _greet(self, wire: web.WebSocketResponse) -> LinkedSandbox | None:
+    async def _greet(self, wire: web.WebSocketResponse) -> Arrival | None:
         """Read the hello; the sandbox it belongs to, or None."""
         try:
             text = await wire.receive_str(timeout=HELLO_S)
@@ -199,9 +214,9 @@ class Listener:
             message = f"the sandbox speaks protocol {hello.protocol}, this version {PROTOCOL}: stage it anew"
             expected.arrived.set_exception(SandboxError(Failure(FailureKind.PROTOCOL, "start", message)))
             return None
-        sandbox = expected.make(hello)
-        expected.arrived.set_result(sandbox)
-        return sandbox
+        made: Arrival = expected.make(hello)
+        expected.arrived.set_result(made)
+        return made
 
 
 def _watch_network(request: web.Request) -> None:

@@ -16,7 +16,6 @@ import gc
 import importlib
 import os
 import resource
-import ssl
 import time
 from contextlib import AsyncExitStack
 from functools import partial
@@ -27,6 +26,7 @@ import orjson
 
 from backends.server import family, forward, processes, zygote
 from backends.server.sessions import Sessions
+from backends.server.trust import trusted
 from backends.server.wire import MAX_BODY, MAX_CHILDREN, MAX_FRAME, PROTOCOL, Hello, WireError, decode_calls, encode
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ async def _connect(
     converse: Callable[[aiohttp.ClientWebSocketResponse], _Connection],
 ) -> None:
     path = config.get("socket")
-    connector = aiohttp.UnixConnector(path) if path else aiohttp.TCPConnector(ssl=_trusted(config.get("certificate")))
+    connector = aiohttp.UnixConnector(path) if path else aiohttp.TCPConnector(ssl=trusted(config.get("certificate")))
     timeout = aiohttp.ClientWSTimeout(ws_close=5.0)
     async with (
         aiohttp.ClientSession(connector=connector) as http,
@@ -148,15 +148,6 @@ async def _connect(
     ):
         await socket.send_str(orjson.dumps(_hello(environment, config)._asdict()).decode())
         await converse(socket).run()
-
-
-def _trusted(certificate: str | None) -> ssl.SSLContext | bool:
-    """Trust the orchestrator's own certificate and nothing else; its address says nothing."""
-    if certificate is None:
-        return True
-    context = ssl.create_default_context(cadata=certificate)
-    context.check_hostname = False
-    return context
 
 
 def _hello(environment: Environment, config: dict[str, Any]) -> Hello:

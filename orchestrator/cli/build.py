@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from backends.environments.catalog import find
 from orchestrator.cli.config import Chat, Docker, Local, Ray, Remote, Replay, RunConfig, Scripted
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.events import Listener
     from orchestrator.facade import Orchestrator
     from orchestrator.protocols import Backend, Policy
+    from orchestrator.shards import Shards
 
 
 def orchestrator(config: RunConfig, out: Path, *, resume: bool, listener: Listener) -> Orchestrator:
@@ -40,6 +41,7 @@ def orchestrator(config: RunConfig, out: Path, *, resume: bool, listener: Listen
         max_unacked=config.max_unacked,
         resume=resume,
         listener=listener,
+        shards=shards(config),
         config=config.model_dump(mode="json"),
     )
 
@@ -76,39 +78,54 @@ def backend(config: RunConfig) -> Backend:
                 max_instances=max_instances,
                 solutions=_solutions(solutions),
             )
-        case Ray() as cluster:
-            return _ray(config.env, cluster)
+        case Ray():
+            from backends.sandboxes.ray import RayBackend
+
+            return RayBackend(config.env, **_cluster(config))
         case other:
             assert_never(other)
 
 
-def _ray(environment: str, cluster: Ray) -> Backend:
-    from backends.sandboxes.ray import RayBackend, RayOptions
-
-    host, _, port = (cluster.listen or "").rpartition(":") if _has_port(cluster.listen) else (cluster.listen, "", "0")
-    options = RayOptions(
-        cpus=cluster.ray_cpus,
-        memory_mb=cluster.ray_memory_mb,
-        strategy=cluster.ray_strategy,
-        node_labels=cluster.ray_label,
-        runtime_env=cluster.ray_runtime_env,
-    )
-    return RayBackend(
-        environment,
-        address=cluster.ray_address,
-        options=options,
-        host=(host or "").strip("[]") or None,
-        port=int(port),
-        insecure=cluster.insecure,
-    )
-
-
-def _has_port(listen: str | None) -> bool:
-    return listen is not None and listen.rpartition(":")[2].isdecimal() and not listen.endswith("]")
-
-
 def _solutions(source: str | None) -> Mapping[str, Sequence[bytes]] | None:
     return None if source is None else read(source)
+
+
+def shards(config: RunConfig) -> Shards | None:
+    """Where the episodes are played, if not in this process."""
+    if config.shards is None:
+        return None
+    from backends.sandboxes.ray import RayShards
+
+    return RayShards(config.shards, **_cluster(config))
+
+
+def _cluster(config: RunConfig) -> dict[str, Any]:
+    """The cluster, and how it reaches this machine."""
+    from backends.sandboxes.ray import RayOptions
+
+    host, port = _address(config.listen or "")
+    options = RayOptions(
+        cpus=config.ray_cpus,
+        memory_mb=config.ray_memory_mb,
+        strategy=config.ray_strategy,
+        node_labels=config.ray_label,
+        runtime_env=config.ray_runtime_env,
+    )
+    return {
+        "address": config.ray_address,
+        "options": options,
+        "host": host or None,
+        "port": port,
+        "insecure": config.insecure,
+    }
+
+
+def _address(text: str) -> tuple[str, int]:
+    """`HOST`, `HOST:PORT`, `[HOST]` or `[HOST]:PORT`; "" and 0 for what is not said."""
+    host, _, port = text.rpartition(":")
+    if not host or text.endswith("]"):
+        host, port = text, "0"
+    return host.strip("[]"), int(port)
 
 
 def policy(config: RunConfig) -> Policy:

@@ -79,11 +79,14 @@ def collect(
             "remote, env_service: what replay plays, where the server's data is another release's.",
         ),
     ] = None,
-    ray_address: Annotated[
-        Text, _option(HOW, "ADDRESS", "ray: the cluster (default: RAY_ADDRESS, or one of this machine's own).")
+    shards: Annotated[
+        Count, _option(HOW, "N", "Orchestrators on a Ray cluster, each with local sandboxes on its node.")
     ] = None,
-    ray_cpus: Annotated[Number, _option(HOW, "N", "ray: CPUs that a sandbox is counted as (default 1).")] = None,
-    ray_memory_mb: Annotated[Count, _option(HOW, "MIB", "ray: memory that a sandbox is counted as.")] = None,
+    ray_address: Annotated[
+        Text, _option(HOW, "ADDRESS", "ray, shards: the cluster (default: RAY_ADDRESS, or one of our own).")
+    ] = None,
+    ray_cpus: Annotated[Number, _option(HOW, "N", "ray, shards: CPUs that one is counted as (default 1).")] = None,
+    ray_memory_mb: Annotated[Count, _option(HOW, "MIB", "ray: memory that one is counted as.")] = None,
     ray_strategy: Annotated[
         Literal["spread", "pack"] | None, _option(HOW, None, "ray: over the nodes, or on few of them.")
     ] = None,
@@ -93,8 +96,8 @@ def collect(
     ray_runtime_env: Annotated[
         list[str] | None, _option(HOW, "KEY=JSON", "ray: how nodes come by this package; may be repeated.")
     ] = None,
-    listen: Annotated[Text, _option(HOW, "HOST[:PORT]", "ray: where the nodes reach this machine.")] = None,
-    insecure: Annotated[bool | None, _option(HOW, None, "ray: dial in without TLS.", "--insecure")] = None,
+    listen: Annotated[Text, _option(HOW, "HOST[:PORT]", "ray, shards: where the nodes reach this machine.")] = None,
+    insecure: Annotated[bool | None, _option(HOW, None, "ray, shards: dial in without TLS.", "--insecure")] = None,
     step_timeout: Annotated[Number, _option(HOW, "S", "Seconds a step (default 30).")] = None,
     episode_timeout: Annotated[Number, _option(HOW, "S", "Seconds an episode (default: no bound).")] = None,
     durability: Annotated[

@@ -180,23 +180,9 @@ class Remote(Frozen):
 
 
 class Ray(Frozen):
-    """Sandboxes as actors of a Ray cluster, whose servers dial in here."""
+    """Sandboxes as actors of a Ray cluster, whose servers dial in here; the options `ray_*` say which and how."""
 
     kind: Literal["ray"]
-    ray_address: str | None = Field(default=None, min_length=1)
-    """Of the cluster; by default RAY_ADDRESS, or one of this machine's own."""
-    ray_cpus: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """CPUs that a sandbox is counted as."""
-    ray_memory_mb: PositiveInt | None = None
-    ray_strategy: Literal["spread", "pack"] = "spread"
-    ray_label: Annotated[dict[str, str], BeforeValidator(_read_options)] = {}
-    """Labels that a sandbox's node must have."""
-    ray_runtime_env: Annotated[dict[str, Any], BeforeValidator(_read_options)] = {}
-    """How nodes come by this package; see Ray's documentation."""
-    listen: str | None = Field(default=None, pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+)(:\d+)?$")
-    """The address, and the port, that the nodes reach this machine at."""
-    insecure: bool = False
-    """Without TLS."""
 
 
 def _named(value: object) -> object:
@@ -219,6 +205,22 @@ class RunConfig(Frozen):
     )
     group_size: PositiveInt = 1
     episodes: PositiveInt | None = None
+    shards: PositiveInt | None = None
+    """Orchestrators on a Ray cluster that play the episodes, each with sandboxes of its own."""
+    ray_address: str | None = Field(default=None, min_length=1)
+    """Of the cluster; by default RAY_ADDRESS, or one of this machine's own."""
+    ray_cpus: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """CPUs that a sandbox is counted as."""
+    ray_memory_mb: PositiveInt | None = None
+    ray_strategy: Literal["spread", "pack"] = "spread"
+    ray_label: Annotated[dict[str, str], BeforeValidator(_read_options)] = {}
+    """Labels that a sandbox's node must have."""
+    ray_runtime_env: Annotated[dict[str, Any], BeforeValidator(_read_options)] = {}
+    """How nodes come by this package; see Ray's documentation."""
+    listen: str | None = Field(default=None, pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+)(:\d+)?$")
+    """The address, and the port, that the nodes reach this machine at."""
+    insecure: bool = False
+    """Without TLS."""
     concurrency: PositiveInt = 256
     sandboxes: PositiveInt | None = None
     max_turns: PositiveInt | None = None
@@ -235,6 +237,7 @@ class RunConfig(Frozen):
 
 POLICIES: Final[dict[str, type[Frozen]]] = {"replay": Replay, "scripted": Scripted, "chat": Chat}
 BACKENDS: Final[dict[str, type[Frozen]]] = {"local": Local, "docker": Docker, "remote": Remote, "ray": Ray}
+_RAY: Final = frozenset({*(name for name in RunConfig.model_fields if name.startswith("ray_")), "listen", "insecure"})
 _PARTS: Final = {"policy": POLICIES, "backend": BACKENDS}
 
 
@@ -260,6 +263,13 @@ def _consistent(config: RunConfig) -> RunConfig:
     """Refuse what would change nothing."""
     if config.split and config.task_id:
         raise UsageError("give --split or --task-id, not both: a task is taken from whichever split has it")
+    if config.shards is not None and not isinstance(config.backend, Local):
+        raise UsageError(
+            "--shards puts whole orchestrators with local sandboxes on the nodes: give --shards or "
+            f"--backend {config.backend.kind}, not both"
+        )
+    if config.shards is None and not isinstance(config.backend, Ray) and (unused := config.model_fields_set & _RAY):
+        raise UsageError(f"--{min(unused).replace('_', '-')} is for --backend ray and for --shards")
     if config.max_unacked is not None and config.consumer is None:
         raise UsageError("--max-unacked says how far a consumer may be behind: name it with --consumer")
     return config

@@ -23,6 +23,7 @@ TABLE = {
     KIND.BAD_REWARD: (NO, Outcome.ENV_FAILED),
     KIND.UNKNOWN_TASK: (NO, Outcome.ENV_FAILED),
     KIND.POLICY: (NO, Outcome.INFRA_FAILED),
+    KIND.SHARD_LOST: (NEW, Outcome.INFRA_FAILED),
 }
 
 
@@ -38,13 +39,14 @@ def test_every_kind_has_its_row() -> None:
 def test_the_table(kind: FailureKind) -> None:
     policy = RetryPolicy(max_tries=3, model_tries=5, first_delay_s=0.5)
     verdict, outcome = TABLE[kind]
-    limit = 5 if kind is KIND.MODEL_UNAVAILABLE else 3  # an outage is for all, and ends for all
+    limit = 5 if kind in {KIND.MODEL_UNAVAILABLE, KIND.SHARD_LOST} else 3  # what is gone is gone for all at once
     for tries in range(1, limit):
         decided = policy.decide(failure(kind), tries)
         if verdict is NO:
             assert decided == GiveUp(outcome)
         else:
-            assert decided == Again(0.5 * 2 ** (tries - 1), new_attempt=verdict is NEW)
+            delay = 0.0 if kind is KIND.SHARD_LOST else 0.5 * 2 ** (tries - 1)
+            assert decided == Again(delay, new_attempt=verdict is NEW)
     assert policy.decide(failure(kind), limit) == GiveUp(outcome)
 
 
@@ -63,4 +65,9 @@ def test_no_failure_becomes_a_reward_or_lasts_for_ever(kind: FailureKind, tries:
             assert outcome not in REWARDED
         case Again(delay, _):
             assert tries < most
-            assert 0.1 <= delay <= 30.0
+            assert 0.1 <= delay <= 30.0 or (kind is KIND.SHARD_LOST and delay == 0.0)
+
+
+def test_a_shard_whose_journal_came_back_costs_no_attempt() -> None:
+    back = Failure(KIND.SHARD_LOST, "shard", "its journal is there", retryable=True)
+    assert RetryPolicy().decide(back, 1) == Again(0.0, new_attempt=False)

@@ -1,10 +1,11 @@
-"""Sandboxes on the nodes of a Ray cluster: Ray places and watches them, our own wire carries the steps.
+"""Sandboxes, and whole shards of a run, on the nodes of a Ray cluster: Ray places and watches, our own wire carries.
 
-`cluster` connects this process, `host` is the actor that runs on a node, `backend` puts both together. Needs the extra
-`[ray]`; importing this package imports neither ray nor a cluster.
+`cluster` connects this process. `host` is the actor of a sandbox, `backend` makes them; `shard` is the actor of a
+shard, `shards` keeps them. Needs the extra `[ray]`; importing this package imports neither ray nor a cluster.
 """
 
 from backends.sandboxes.ray.backend import RayBackend
 from backends.sandboxes.ray.cluster import RayOptions
+from backends.sandboxes.ray.shards import RayShards
 
-__all__ = ["RayBackend", "RayOptions"]
+__all__ = ["RayBackend", "RayOptions", "RayShards"]
