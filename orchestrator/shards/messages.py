@@ -211,16 +211,14 @@ def _failure(value: Any) -> Failure:
 def _fields(t: Trajectory) -> list[Any]:
     failure = None if t.failure is None else _told(t.failure)
     return [
-        tuple(t.key), t.attempt, t.outcome, t.stop_reason, t.reward, t.steps, t.incarnations, t.model_calls, t.prompt_tokens,
-        t.completion_tokens, failure, t.started, t.finished, len(t.buffer),
+        tuple(t.key), t.attempt, t.outcome, t.stop_reason, t.reward, t.steps, t.incarnations,
+        t.model_calls, t.prompt_tokens, t.completion_tokens, failure, t.started, t.finished, len(t.buffer),
     ]  # fmt: skip
 
 
 def _trajectory(fields: list[Any], body: bytes) -> Trajectory:
-    (
-        key, attempt, outcome, stop, reward, steps, incarnations, model_calls, prompt_tokens,
-        completion_tokens, failure, started, finished, size,
-    ) = fields  # fmt: skip
+    key, attempt, outcome, stop, reward, steps, incarnations, *rest = fields
+    model_calls, prompt_tokens, completion_tokens, failure, started, finished, size = rest
     return Trajectory(
         key=_key(key),
         attempt=int(attempt),
