@@ -141,6 +141,7 @@ async def test_what_inspect_shows() -> None:
             "nofile": (1024, 1024), "core": (0, 0)
         }  # fmt: skip
         assert config["StdinOnce"], "what it reads ends with whoever started it"
+        assert "PYTHONHASHSEED=0" in config["Env"], "the order of sets is the same in every server"
         assert host["LogConfig"]["Type"] == "none"
         assert "size=64m" in host["Tmpfs"]["/tmp"]
         [mount] = shown["Mounts"]
@@ -149,6 +150,16 @@ async def test_what_inspect_shows() -> None:
         assert "token" not in text
         environ = await asyncio.to_thread(inside, sandbox.id, "print(open('/proc/1/environ').read())")
         assert "oken" not in environ
+
+
+async def test_many_may_remove_the_same_container() -> None:
+    """The daemon refuses all but the first while that goes on: each waits until it is gone."""
+    async with entered(lambda: DockerBackend("toy")) as backend:
+        sandbox = await backend.create()
+        async with await Engine.connect() as engine, asyncio.TaskGroup() as tasks:
+            for _ in range(5):
+                tasks.create_task(engine.remove(sandbox.id))
+        assert sandbox.id not in await asyncio.to_thread(docker, "ps", "-a", "--format", "{{.Names}}")
 
 
 async def test_the_door_is_shut_behind_the_server() -> None:

@@ -52,6 +52,13 @@ async def test_none_succeeds_and_the_sandbox_still_answers() -> None:
         assert not sandbox.lost.done()
 
 
+async def test_without_the_filter_of_system_calls_they_succeed() -> None:
+    async with entered(lambda: DockerBackend("toy", hardening=Hardening(seccomp=False))) as backend:
+        sandbox = await backend.create()
+        got = await asyncio.to_thread(probed, sandbox.id)
+        assert {"new_user_namespace", "keyctl"} <= {name for name, what in got.items() if what}
+
+
 async def test_without_the_walls_they_succeed() -> None:
     """A probe that cannot succeed anywhere proves nothing."""
     async with entered(lambda: DockerBackend("toy", hardening=OPEN)) as backend:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from runs import until
@@ -16,9 +16,6 @@ from backends.sandboxes.docker import reaper as reaper_module
 from backends.sandboxes.docker.port import EngineGone
 from backends.sandboxes.docker.reaping import Reaper
 from orchestrator.testing.leaks import children
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 async def started(folder: Path) -> Reaper:
@@ -109,3 +106,20 @@ async def test_it_gives_up_in_the_end(
     await reaper_module._reap({"socket": str(tmp_path / "none"), "labels": {}, "private": str(tmp_path / "p")})
     assert "cannot be asked" in caplog.text
     assert "given up after 0.05 s: `rollout reap` tries again" in caplog.text
+
+
+async def test_what_ends_its_owner_does_not_end_it(tmp_path: Path) -> None:
+    """Ctrl-C of a terminal, a kill of the owner's process group, a shutdown's polite request."""
+    reaper = await started(tmp_path)
+    assert os.getsid(reaper._pid) == reaper._pid
+
+    async def it_waits() -> bool:
+        status = await asyncio.to_thread(Path(f"/proc/{reaper._pid}/status").read_text, encoding="ascii")
+        ignored = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:")), 16)
+        return all(ignored >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+
+    await until(it_waits, "the reaper to wait")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(reaper._pid, number)
+    assert not await asyncio.to_thread(reaper._ended)
+    await reaper.bye()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backends.sandboxes.docker import proxy as module
 from backends.sandboxes.docker.egress import AllowList, Destination, parse
-from backends.sandboxes.docker.proxy import CONNECTIONS, HEAD_BYTES, SOCKET, Proxy
+from backends.sandboxes.docker.proxy import CONNECTIONS, HEAD_BYTES, LOOKUPS, SOCKET, Proxy
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -164,15 +164,37 @@ class TestProxy:
             asked.extend(addresses)
             raise OSError("not here")
 
-        async def resolve(*arguments: Any, **options: Any) -> Any:
-            return [(socket.AF_INET, 1, 6, "", (address, 443)) for address in ("127.0.0.1", "93.184.216.34")]
+        def look_up(wanted: Destination) -> list[str]:
+            return ["127.0.0.1", "93.184.216.34"]
 
         async with proxied(tmp_path, "rebind.example:443") as proxy:
             with monkeypatch.context() as patched:
-                patched.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+                patched.setattr(module, "_look_up", look_up)
                 patched.setattr(module, "_connect", connect)
                 assert await status(proxy, "CONNECT rebind.example:443 HTTP/1.1") == 502
         assert asked == ["93.184.216.34"]
+
+    async def test_lookups_that_hang_hold_up_their_own_container_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hang = threading.Event()
+        looked: list[Destination] = []
+
+        def look_up(wanted: Destination) -> list[str]:
+            looked.append(wanted)
+            hang.wait()
+            return ["127.0.0.1"]
+
+        monkeypatch.setattr(module, "_look_up", look_up)
+        monkeypatch.setattr(module, "REACH_S", 0.1)
+        async with proxied(tmp_path, "slow.example:443") as proxy:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    many = [tasks.create_task(status(proxy, "CONNECT slow.example:443 HTTP/1.1")) for _ in range(20)]
+                assert [one.result() for one in many] == [502] * 20
+                assert len(looked) == LOOKUPS
+            finally:
+                hang.set()
 
     async def test_connections_are_bounded(self, tmp_path: Path) -> None:
         async with proxied(tmp_path, "localhost:1") as proxy:

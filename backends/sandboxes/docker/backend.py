@@ -29,6 +29,7 @@ from backends.sandboxes.listener import Listener
 from backends.server.wire import MAX_BODY, MAX_CHILDREN
 from orchestrator.errors import SandboxError, Unavailable, UsageError
 from orchestrator.protocols import SandboxLimits
+from orchestrator.shield import shielded
 from orchestrator.types import Failure, FailureKind, RunId, SandboxId
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ LOOK_S: Final = 1.0
 RETRY_S: Final = 30.0
 """Between two tries to remove what is left; also how long one try may take."""
 LEAVE_S: Final = 10.0
-"""How long leaving the backend waits for removals."""
+"""How long leaving the backend waits for removals, and a start that has failed for its own."""
 _INSTALL: Final = {"runsc": "install gVisor (https://gvisor.dev/docs/user_guide/install), run `runsc install`"}
 
 log = logging.getLogger(__name__)
@@ -221,7 +222,7 @@ class DockerBackend:
         try:
             return await container.start(self._listener)
         except BaseException:  # cancellation included: what was started is ended
-            await asyncio.shield(self._undo(name))
+            await shielded(self._undo(name), deadline_s=LEAVE_S, what=name)
             raise
 
     async def _undo(self, name: SandboxId) -> None:

@@ -249,8 +249,9 @@ class Container:
             message = f"the server did not answer within {START_S:g} s; {see}"
             raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", message)) from None
         if not arrived.done():
-            died = describe(await self._settled(), self.blueprint.memory_mb)
-            raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", f"{died.message} while starting; {see}"))
+            state = await self._settled()
+            died = "its output ended" if state.running else describe(state, self.blueprint.memory_mb).message
+            raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", f"{died} while starting; {see}"))
         sandbox = arrived.result()
         started, serves = (self.blueprint.spec.name, self.blueprint.digest), (sandbox.info.name, sandbox.info.digest)
         if serves != started:

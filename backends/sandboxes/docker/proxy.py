@@ -13,6 +13,7 @@ import contextlib
 import logging
 import shutil
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 SOCKET: Final = "egress"
 """The socket's name in its folder."""
 CONNECTIONS: Final = 64
+LOOKUPS: Final = 2
+"""Names that are resolved at once."""
 HEAD_BYTES: Final = 16 * 1024
 HEAD_S: Final = 10.0
 REACH_S: Final = 10.0
@@ -62,6 +65,8 @@ class Proxy:
         self._tasks = tasks
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        # A lookup that hangs cannot be cancelled: a container's hold up each other, and nobody else's threads.
+        self._lookups = ThreadPoolExecutor(LOOKUPS, thread_name_prefix=f"egress-{name}")
 
     async def open(self) -> None:
         """Begin to listen: any uid that the folder is mounted for can connect. Raises OSError."""
@@ -80,6 +85,7 @@ class Proxy:
             connection.cancel()
         if connections:
             await asyncio.wait(connections)
+        self._lookups.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -127,8 +133,7 @@ class Proxy:
             raise _Refused("403 Forbidden", f"{wanted} is not a destination that this sandbox may reach: {how}")
         try:
             async with asyncio.timeout(REACH_S):
-                found = await asyncio.get_running_loop().getaddrinfo(*wanted, type=socket.SOCK_STREAM)
-                addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
+                addresses = await asyncio.get_running_loop().run_in_executor(self._lookups, _look_up, wanted)
                 believed = [address for address in addresses if self._allowed.believes(address, wanted.port)]
                 if not believed:
                     raise _Refused(
@@ -143,6 +148,12 @@ class Proxy:
         self.refused += 1
         if self.refused <= _LOGGED:
             log.warning("%s: %s", self._name, refusal)
+
+
+def _look_up(wanted: Destination) -> list[str]:
+    """The addresses of a destination, in the resolver's order. Raises OSError."""
+    found = socket.getaddrinfo(*wanted, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(one[4][0]) for one in found))
 
 
 def _make_folder(folder: Path) -> None:
