@@ -1,14 +1,15 @@
 """The package `appworld` in this process: loaded, warmed up, and given a root of its own to write below.
 
 Always true: the package reads the registered data through a link in a folder of our own, and writes into folders below
-it, a fresh one for each world; it never reads a `.env` file; where no world is open, it has no thread, no open
-database and no frozen clock.
+it, a fresh one for each world; it never reads a `.env` file; where no world is open, it has no thread and no open
+database.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,17 @@ from backends.server.environment import unavailable
 
 SEED: Final = 100
 """The package's own default, which its ground truth was made with."""
+_COMMON: Final = (
+    """\
+profile = apis.supervisor.show_profile()
+for account in apis.supervisor.show_account_passwords():
+    app = account["account_name"]
+    user = profile["phone_number" if app == "phone" else "email"]
+    print(apis[app].login(username=user, password=account["password"]))
+""",
+    "1 / 0",
+)
+"""What most episodes do: calls, logging in, failing."""
 _OUTPUTS: Final = "experiments/outputs"
 
 
@@ -39,15 +51,26 @@ def load(data: Path) -> None:
 
 
 def warm_up(task: str) -> None:
-    """Open a world and let it run some code, so that whatever the package keeps is kept from now on."""
+    """Open a world and let it run some code, so that whatever the package keeps is kept from now on.
+
+    What is done here is not done in a forked process, where all memory that is written to becomes its own: the apps'
+    routes are built, and the clocks stopped, at no time that matters (the first to stop them goes through all modules).
+    """
+    from appworld import requester
+    from appworld.apps.api_lib import set_local_date_and_time
+    from appworld.common.constants import DEFAULT_SYSTEM_DATETIME
+
     from backends.environments.appworld.world import World
 
+    requester.build_main_app = cache(requester.build_main_app)
     world = World(task)
     try:
-        world.run("print(apis.supervisor.show_account_passwords())", 60)
+        for code in _COMMON:
+            world.run(code, 60)
         world.completed()
     finally:
         world.close()
+    set_local_date_and_time(DEFAULT_SYSTEM_DATETIME)
 
 
 def take_outputs() -> Path:
@@ -61,7 +84,7 @@ def databases(outputs: Path, task: str) -> Path:
 
 
 def forget() -> None:
-    """Close whatever worlds and databases the package has open, and let its clocks run."""
+    """Close whatever worlds and databases the package has open."""
     from appworld.apps import model_lib
     from appworld.environment import AppWorld
 

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import orjson
 import pytest
 
-from backends.environments.catalog import find
 from backends.sandboxes.local import LocalBackend
 from orchestrator.testing import check_environment
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.usefixtures("home")
 

@@ -1,0 +1,114 @@
+"""AppWorld behind a server: what a session cannot reach, what its death costs, and what sixteen worlds take."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import appworld_tasks
+import pytest
+
+from backends.sandboxes.local import LocalBackend
+from backends.server.confine import version
+from orchestrator.errors import SandboxError
+from orchestrator.testing.harness import spec
+from orchestrator.testing.leaks import children
+from orchestrator.types import RunId
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from orchestrator.protocols import Sandbox, Session
+
+LIVE = 16
+TICKS = os.sysconf("SC_CLK_TCK")
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    backend = LocalBackend("appworld", unsafe=True, auto_install=False)
+    backend.configure(run=RunId("appworld-tests"), with_solutions=False, logs=None, call_limit_s=60.0)
+    async with backend:
+        yield await backend.create()
+
+
+def says(code: str) -> bytes:
+    return json.dumps({"role": "assistant", "content": f"```python\n{code}\n```"}).encode()
+
+
+async def printed(session: Session, code: str) -> str:
+    observation = await session.step(says(code))
+    [message] = json.loads(observation.body)["messages"]
+    return str(message["content"])
+
+
+def below(pid: int) -> list[int]:
+    """The processes of a server's sessions: the children of the one that it forks them from."""
+    [zygote] = children(pid)
+    return [child.pid for child in children(zygote.pid)]
+
+
+def pss_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+@pytest.mark.skipif(not version(), reason="this kernel has no Landlock")
+async def test_no_code_of_the_agent_s_reads_the_truth(sandbox: Sandbox) -> None:
+    session, _ = await sandbox.open(spec("tidy01_1", step_timeout_s=60))
+    for task in ("tidy01_1", "jot02_1"):
+        folder = f'pathlib.Path(os.environ["APPWORLD_ROOT"], "data", "tasks", "{task}")'
+        assert "instruction" in await printed(
+            session, f'import os, pathlib\nprint(({folder} / "specs.json").read_text())'
+        )
+        for name in ("answer.json", "evaluation.py", "compiled_solution.py"):
+            told = await printed(session, f'print(({folder} / "ground_truth" / "{name}").read_text())')
+            assert "PermissionError" in told, told
+    assert (await session.evaluate()).reward == 0.0
+
+
+async def test_a_death_is_one_session_s_own(sandbox: Sandbox) -> None:
+    guilty, _ = await sandbox.open(spec("tidy01_1", step_timeout_s=60))
+    other, _ = await sandbox.open(spec("jot02_1", step_timeout_s=60))
+    with pytest.raises(SandboxError) as caught:
+        await guilty.step(says("import os\nos.abort()"))
+    assert "SIGABRT" in str(caught.value)
+    await other.step(says(appworld_tasks.tasks()[3].solution))
+    assert (await other.evaluate()).reward == 1.0
+
+
+async def test_sixteen_worlds_live_at_once(sandbox: Sandbox) -> None:
+    tasks = appworld_tasks.tasks()
+    chosen = [tasks[n % len(tasks)] for n in range(LIVE)]
+    sessions, wall = [], []
+    for task in chosen:
+        began = time.perf_counter()
+        sessions.append((await sandbox.open(spec(task.id, step_timeout_s=60)))[0])
+        wall.append(time.perf_counter() - began)
+    pids = await asyncio.to_thread(below, sandbox.statistics().pid)
+    opening = sorted([await asyncio.to_thread(cpu_s, pid) for pid in pids])
+    assert len(pids) == LIVE
+    async with asyncio.TaskGroup() as group:
+        steps = [group.create_task(s.step(says(t.solution))) for s, t in zip(sessions, chosen, strict=True)]
+    assert all(step.result().done for step in steps)
+    sizes = sorted([await asyncio.to_thread(pss_mib, pid) for pid in pids])
+    grades = [(await session.evaluate()).reward for session in sessions]
+    sys.stdout.write(
+        f"{LIVE} live worlds, each after its task: {sizes[0]:.0f}-{sizes[-1]:.0f} MiB PSS; opened warm in "
+        f"{sorted(wall)[LIVE // 2]:.3f} s in the middle, {opening[LIVE // 2]:.2f} s of CPU\n"
+    )
+    assert grades == [1.0] * LIVE
+    assert sizes[-1] <= 70
+    assert opening[LIVE // 2] <= 0.3
