@@ -14,6 +14,7 @@ import os
 import resource
 import secrets
 import shutil
+import sys
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,10 @@ class LocalBackend:
         self.environment = self.spec.name
         self._forks = self.spec.isolation == "process"
         self.limits = SandboxLimits(max_children if self._forks else None)
+        if self._forks and sys.platform != "linux":
+            raise Unavailable(
+                f"{environment} needs a process a session, which this project forks and ends on Linux alone"
+            )
         if self.spec.runs_code and not (unsafe or os.environ.get(UNSAFE_VARIABLE) == "1"):
             raise Unavailable(
                 f"{environment} runs the agent's code, and the local backend walls nothing off: use containers "

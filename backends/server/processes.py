@@ -1,15 +1,14 @@
 """The server's side of isolation `process`: sessions whose environment runs in children of a zygote.
 
-Owns the line to the zygote and the streams to its children. Always true: a child has one question at a time; one whose
-answer is not waited for any more, or makes no sense, is killed, so that no later answer is taken for it; a child is
-forgotten when the zygote has buried it. A child's death is its own session's loss. The zygote's is the server's.
+Owns the line to the zygote and the tethers of its children. Always true: there are no more sessions than allowed; a
+child is forgotten when the zygote has buried it. A child's death is its own session's loss; the zygote's is the
+server's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
@@ -18,9 +17,10 @@ import orjson
 
 from backends.server import family
 from backends.server.environment import EnvironmentFault, Grade, GradesElsewhere, Reply, Toolset
-from backends.server.pipe import MAX_TOOLSET, Answer, Ask, Garbled, Told, ask, with_head
+from backends.server.pipe import MAX_TOOLSET, Answer, Ask, Garbled, Told, with_head
+from backends.server.tether import Tether
 from backends.server.wire import MAX_CHILDREN, ErrorCode
-from backends.server.zygote import MAX_ORDER, NOT_FORKED
+from backends.server.zygote import MAX_ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,60 +33,8 @@ ROOM_S: Final = 2.0
 """How long an opening waits for a child that is ending."""
 BURIAL_S: Final = 20.0
 """A zygote that has not buried a killed child by then hangs."""
-_NEWS_S: Final = 0.2
-"""The end of a stream is seen before the death behind it is told."""
 EXIT_CODE: Final = 70
 """Of a server that has lost its zygote."""
-
-
-class _Child:
-    """The server's end of one child. `ended` is done with how it ended, in words, when the zygote has buried it."""
-
-    def __init__(self, number: int, channel: socket.socket, order_end: Callable[[int, float], None]) -> None:
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._number = number
-        self._channel = channel
-        self._order_end = order_end
-        self._asking = False
-
-    async def ask(self, op: int, body: bytes, *, max_body: int) -> Answer:
-        """Ask, and wait for the answer. Raises EnvironmentFault (`session_lost`), Garbled."""
-        if self.ended.done():
-            raise EnvironmentFault(ErrorCode.SESSION_LOST, self.ended.result())
-        self._asking = True
-        try:
-            answer = await ask(self._channel, op, body, max_body=max_body)
-            if answer is None:
-                raise EnvironmentFault(ErrorCode.SESSION_LOST, await self._cause())
-        except BaseException:  # cancellation included: nobody waits for the answer any more
-            self.end(0.0)
-            raise
-        finally:
-            self._asking = False
-            if self.ended.done():
-                self._channel.close()
-        return answer
-
-    def end(self, grace_s: float) -> None:
-        """End it: at once, or after the time it may take to end by itself. Again is allowed, and sooner."""
-        if self.ended.done():
-            return
-        if grace_s and not self._asking:
-            self._channel.shutdown(socket.SHUT_WR)  # the end of its questions
-        self._order_end(self._number, 0.0 if self._asking else grace_s)
-
-    def buried(self, how: str) -> None:
-        """The zygote has seen its end."""
-        self.ended.set_result(how)
-        if self._asking:
-            self._channel.shutdown(socket.SHUT_RDWR)  # what it had started may hold its end open
-        else:
-            self._channel.close()
-
-    async def _cause(self) -> str:
-        """What to say of a stream that has ended."""
-        await asyncio.wait({self.ended}, timeout=_NEWS_S)
-        return self.ended.result() if self.ended.done() else "the session's process closed its stream"
 
 
 class Processes:
@@ -110,7 +58,7 @@ class Processes:
         self._lost = lost
         self._max_children = max_children
         self._room = asyncio.Semaphore(max_children)
-        self._children: dict[int, _Child] = {}
+        self._children: dict[int, Tether] = {}
         self._sessions: set[int] = set()
         self._burials: dict[int, asyncio.TimerHandle] = {}
         self._last = 0
@@ -156,7 +104,7 @@ class Processes:
             message = f"{self._max_children} sessions are open, as many as this sandbox may hold: close some first"
             raise EnvironmentFault(ErrorCode.BUSY, message, retryable=True) from None
 
-    def fork(self, *, confined: bool) -> _Child:
+    def fork(self, *, confined: bool) -> Tether:
         """A fresh child; a confined one is a session, for which there must be room."""
         ours, theirs = socket.socketpair()
         self._last = number = self._last + 1
@@ -166,7 +114,7 @@ class Processes:
             self._lost(f"the zygote takes no orders: {error}")
         theirs.close()
         ours.setblocking(False)
-        child = self._children[number] = _Child(number, ours, self._order_end)
+        child = self._children[number] = Tether(number, ours, self._order_end)
         if confined:
             self._sessions.add(number)
         return child
@@ -198,23 +146,23 @@ class Processes:
             case ["failed", str(text)]:
                 self._ready.set_exception(SystemExit(f"the environment cannot be loaded: {text}"))
             case ["ended", int(number), int(status)]:
-                self._bury(number, _describe(status))
+                self._bury(number, status)
             case _:
                 self._lost(f"the zygote reports {report!r:.100}")
 
-    def _bury(self, number: int, how: str) -> None:
+    def _bury(self, number: int, status: int) -> None:
         if (late := self._burials.pop(number, None)) is not None:
             late.cancel()
         if number in self._sessions:
             self._sessions.discard(number)
             self._room.release()
-        self._children.pop(number).buried(how)
+        self._children.pop(number).buried(status)
 
 
 class ChildSession:
     """A session whose environment runs in a child. Made by `Processes.open`."""
 
-    def __init__(self, processes: Processes, child: _Child, spec: dict[str, Any]) -> None:
+    def __init__(self, processes: Processes, child: Tether, spec: dict[str, Any]) -> None:
         self._processes = processes
         self._child = child
         self._spec = spec
@@ -248,7 +196,7 @@ class ChildSession:
         """Let the session close itself; its process is killed if that takes long."""
         self._child.end(CLOSE_S)
 
-    async def _ask(self, child: _Child, op: int, body: bytes, wanted: int) -> Answer:
+    async def _ask(self, child: Tether, op: int, body: bytes, wanted: int) -> Answer:
         """An answer of the wanted kind."""
         try:
             answer = await child.ask(op, body, max_body=self._processes.max_body)
@@ -260,7 +208,7 @@ class ChildSession:
         except Garbled as error:
             raise self._garbled(child, error) from None
 
-    def _garbled(self, child: _Child, why: object) -> EnvironmentFault:
+    def _garbled(self, child: Tether, why: object) -> EnvironmentFault:
         child.end(0.0)
         return EnvironmentFault(ErrorCode.SESSION_LOST, f"the session's process broke its protocol: {why}")
 
@@ -299,22 +247,6 @@ def _fault(answer: Answer) -> EnvironmentFault:
             return EnvironmentFault(ErrorCode.ENVIRONMENT, message)
         case _:
             raise Garbled("an error without a message")
-
-
-def _describe(status: int) -> str:
-    """A wait status in words."""
-    if status == NOT_FORKED:
-        return "the session's process could not be forked: too many processes, or too little memory"
-    code = os.waitstatus_to_exitcode(status)
-    if code == -signal.SIGKILL:
-        return "the session's process died of SIGKILL: out of memory, or killed from outside"
-    if code < 0:
-        return f"the session's process died of {_NAMES.get(-code, f'signal {-code}')}"
-    return f"the session's process exited with code {code}"
-
-
-_NAMES: Final = {int(number): number.name for number in signal.Signals}
-"""Real-time signals have none."""
 
 
 def give_up(why: str) -> NoReturn:

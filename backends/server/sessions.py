@@ -164,13 +164,14 @@ class Sessions:
             self._error(call.id, fault.code, str(fault), retryable=fault.retryable)
         except Exception as error:  # noqa: BLE001  # an environment may raise anything; other sessions live on
             self._crash(call, error)
-        self._forget_unopened(call)
+        if call.op == Op.OPEN:
+            self._forget_unopened(call.session)
 
-    def _forget_unopened(self, call: Call) -> None:
+    def _forget_unopened(self, number: int) -> None:
         """A session whose opening has failed is none."""
-        live = self._live.get(call.session) if call.op == Op.OPEN else None
+        live = self._live.get(number)
         if live is not None and live.session is None and live.busy is None:
-            del self._live[call.session]
+            del self._live[number]
 
     def _crash(self, call: Call, error: Exception) -> None:
         traceback.print_exception(error, limit=20, file=sys.stderr)
@@ -255,7 +256,8 @@ class Sessions:
         except Exception as error:  # noqa: BLE001  # an environment may raise anything; other sessions live on
             self._crash(call, error)
         live.busy = None
-        self._forget_unopened(call)
+        if call.op == Op.OPEN:
+            self._forget_unopened(call.session)
         while live.queued and live.busy is None:
             self._run(live, live.queued.popleft(), time.monotonic())
         self.watchdog.disarm()

@@ -22,10 +22,13 @@ GONE_S = 3.0
 SOURCES = Path(__file__).with_name("forked_environment")
 
 
-def lay_out(site: Path) -> Path:
-    """Make a folder for `sys.path` that holds the distribution."""
+def lay_out(site: Path, preload: str = "") -> Path:
+    """Make a folder for `sys.path` that holds the distribution; `preload` is a statement more for the environment's."""
     package = site / "forked_package" / "forked"
     shutil.copytree(SOURCES, package, ignore=shutil.ignore_patterns("__pycache__"))
+    inside = (package / "inside.py").read_text(encoding="utf-8")
+    changed = inside.replace("WARMED.append(os.getpid())", f"WARMED.append(os.getpid()); {preload}")
+    (package / "inside.py").write_text(changed, encoding="utf-8")
     folder = Path(next(iter(toy.__path__)))
     shutil.copy(folder / "inside.py", package / "counting.py")
     dockerfile = (folder / "Dockerfile").read_text(encoding="utf-8")

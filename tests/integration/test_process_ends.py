@@ -13,7 +13,7 @@ import pytest
 from forked import alive, gone, number, told
 
 from backends.sandboxes.local import LocalBackend
-from orchestrator.errors import SandboxRefused
+from orchestrator.errors import SandboxError, SandboxRefused
 from orchestrator.testing.harness import RUN, loses, refused, say, spec
 from orchestrator.testing.leaks import children
 from orchestrator.types import FailureKind
@@ -34,8 +34,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _brought(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forked.bring(site, monkeypatch)
+def _brought(request: pytest.FixtureRequest, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "tmp_path" not in request.fixturenames:  # who has a folder lays out one of its own
+        forked.bring(site, monkeypatch)
 
 
 @asynccontextmanager
@@ -215,3 +216,32 @@ async def test_nothing_is_left_when_destroy_returns() -> None:
         assert not alive(hidden)
         assert not await backend.owned_by(RUN)
         assert backend.cpu_seconds() > 0.0
+
+
+@pytest.mark.parametrize(
+    ("preload", "says"),
+    [
+        ("raise ValueError('there is no data')", "cannot be loaded: ValueError: there is no data"),
+        ("threading.Timer(9, print).start()", "RuntimeError: preload left threads running"),
+        ("os._exit(3)", "the zygote ended"),
+    ],
+)
+async def test_a_preload_that_fails(preload: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forked.bring(forked.lay_out(tmp_path / "site", preload), monkeypatch)
+    async with LocalBackend("forked") as backend:
+        backend.configure(run=RUN, with_solutions=False, logs=str(tmp_path), call_limit_s=2.0)
+        with pytest.raises(SandboxError, match="while starting") as raised:
+            await backend.create()
+        assert raised.value.failure.kind is FailureKind.SANDBOX_START
+        (log,) = await asyncio.to_thread(lambda: list(tmp_path.glob("*.log")))
+        assert says in log.read_text(encoding="utf-8")
+
+
+async def test_another_isolation_than_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = forked.lay_out(tmp_path / "site")
+    declared = site / "forked_package" / "forked" / "environment.toml"
+    declared.write_text(declared.read_text(encoding="utf-8").replace('"process"', '"shared"'), encoding="utf-8")
+    forked.bring(site, monkeypatch)
+    async with LocalBackend("forked") as backend:
+        with pytest.raises(SandboxError, match="code 1 while starting"):
+            await backend.create()

@@ -52,7 +52,11 @@ def local() -> LocalBackend:
 
 def _bare(played: Mapping[EpisodeKey, Trajectory]) -> dict[EpisodeKey, Trajectory]:
     """Without what names the environment, and what it says beside the reward."""
-    return {key: replace(t, buffer=t.buffer[t.buffer.index(b"Count to") : t.buffer.rindex(b"stopped")], details=b"") for key, t in played.items()}
+    return {key: replace(t, buffer=_conversation(t.buffer), details=b"") for key, t in played.items()}
+
+
+def _conversation(buffer: bytes) -> bytes:
+    return buffer[buffer.index(b"Count to") : buffer.rindex(b"stopped")]
 
 
 async def test_the_same_trajectories_as_in_one_process(tmp_path: Path) -> None:
