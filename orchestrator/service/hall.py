@@ -2,8 +2,9 @@
 
 Owns the environment's backend and pool, in one task. Always true: once `up` has returned, the hall stays: when no
 sandbox can be started any more, backend and pool are ended and made anew after a pause, whether somebody calls or not,
-and calls are refused meanwhile; whoever waits for a free sandbox waits a bounded time. It stands in for a `Pool` where
-episodes are driven, so an episode outlives the pool that it was opened in.
+and calls are refused meanwhile; whoever waits for a sandbox waits `wait_s` at most, but for a quarantine as long as its
+call may take. It stands in for a `Pool` where episodes are driven, so an episode outlives the pool that it was opened
+in.
 """
 
 from __future__ import annotations

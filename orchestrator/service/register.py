@@ -107,7 +107,7 @@ class Register:
             held.called = time.monotonic()
 
     def release(self, owner: Owner, name: str, why: str = "It was released.") -> bool:
-        """Forget an instance; whether there was one. A call under way fails."""
+        """Forget an instance; whether there was one. A call under way may still be answered, the next one is 404."""
         mine = self._held.get(owner, {})
         held = mine.pop(name, None)
         if held is None:

@@ -113,7 +113,7 @@ async def errors(request: web.Request, handler: Callable[[web.Request], Awaitabl
 
 async def _object(request: web.Request, seconds: float) -> dict[str, Any]:
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(None if request.content.is_eof() else seconds):  # most are here
             raw = await request.read()
     except TimeoutError:
         raise Refusal(408, f"the request's body has not come within {seconds:g} s") from None

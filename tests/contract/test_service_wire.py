@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+import aiohttp
 import orjson
 import pytest
 
 from backends.sandboxes.local import LocalBackend
 from backends.sandboxes.remote import RemoteBackend
+from backends.server.wire import MAX_FRAME, Answer, Op, Status, decode_answers, encode
 from orchestrator import Orchestrator
 from orchestrator.errors import SandboxError
 from orchestrator.service import Service, ServiceLimits
@@ -85,3 +87,102 @@ async def test_a_full_service_refuses_an_episode_and_says_that_it_may_be_tried_a
             assert refused.value.failure.retryable
             session.close()
             await sandbox.open(EpisodeSpec("toy_0", 0, 5.0))
+
+
+@asynccontextmanager
+async def connected(service: Service, environment: str = "toy") -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    """A client that speaks the wire by hand."""
+    async with aiohttp.ClientSession(headers={"Authorization": "Bearer t"}) as http:
+        socket = await http.ws_connect(f"{service.url}/wire?env={environment}", max_msg_size=MAX_FRAME)
+        await socket.receive_str(timeout=5)
+        yield socket
+        await socket.close()
+
+
+async def asked(socket: aiohttp.ClientWebSocketResponse, *calls: tuple[int, int, int, int, bytes]) -> list[Answer]:
+    """The answers to calls, and what was said unasked, in the order of their coming."""
+    await socket.send_bytes(encode([[*call[:4], len(call[4])] for call in calls], [call[4] for call in calls]))
+    answers: list[Answer] = []
+    while sum(answer[0] > 0 for answer in answers) < len(calls):
+        answers += decode_answers(await socket.receive_bytes(timeout=20))
+    return answers
+
+
+def opening(task: str, **more: object) -> bytes:
+    return orjson.dumps({"task": task, "seed": 0, "options": {}, **more})
+
+
+async def test_a_tool_set_is_sent_once_a_connection() -> None:
+    async with serving("bfcl") as service, connected(service, "bfcl") as socket:
+        body = opening("multi_turn_base_0")
+        answers = [*await asked(socket, (1, Op.OPEN, 1, 0, body)), *await asked(socket, (2, Op.OPEN, 2, 0, body))]
+        assert [(call, status) for call, status, *_ in answers] == [(0, Status.TOOLSET), (1, Status.OK), (2, Status.OK)]
+
+
+async def test_a_call_that_takes_too_long_costs_its_own_answer_only() -> None:
+    sleeps, adds = (orjson.dumps({"role": "assistant", "content": words}) for words in ("sleep 30", "add 1"))
+    async with serving("toy", step_s=0.1, wait_s=0.1) as service, connected(service) as socket:
+        await asked(socket, (1, Op.OPEN, 1, 0, opening("toy_0")), (2, Op.OPEN, 2, 0, opening("toy_0")))
+        calls = ((3, Op.STEP, 1, 1, sleeps), (4, Op.STEP, 1, 2, adds), (5, Op.STEP, 2, 1, adds))
+        answers = {call: (status, body) for call, status, _, _, body in await asked(socket, *calls)}
+        assert orjson.loads(answers[3][1]) == {"code": "busy", "message": "the call took too long", "retryable": True}
+        assert b"total 1" in answers[4][1]  # the episode stands where it stood before
+        assert b"total 1" in answers[5][1]
+
+
+async def test_a_client_may_ask_for_a_shorter_step() -> None:
+    spins = orjson.dumps({"role": "assistant", "content": "spin"})
+    async with serving("toy", step_s=60.0) as service, connected(service) as socket:
+        await asked(socket, (1, Op.OPEN, 1, 0, opening("toy_0", step_timeout_s=0.3)))
+        async with asyncio.timeout(20):  # three times its limit, and sandboxes started anew
+            ((_, status, _, _, body),) = await asked(socket, (2, Op.STEP, 1, 1, spins))
+        assert (status, orjson.loads(body)["code"]) == (Status.ERROR, "step_timeout")
+
+
+@pytest.mark.parametrize(
+    ("calls", "code"),
+    [
+        ([(9, Op.STEP, 7, 0, b"{}")], "unknown_session"),
+        ([(9, Op.OPEN, 1, 1, opening("toy_0"))], "out_of_order"),
+        ([(9, Op.OPEN, 1, 0, opening("none"))], "unknown_task"),
+        ([(9, Op.OPEN, 1, 0, b"[]")], "bad_request"),
+        ([(9, Op.OPEN, 1, 0, b"{}")], "bad_request"),
+        ([(9, Op.TASKS, 0, 0, b'{"split": "toyy"}')], "unknown_split"),
+        ([(9, Op.SOLUTION, 0, 0, b'{"task": "toy_0"}')], "forbidden"),
+        ([(1, Op.OPEN, 1, 0, opening("toy_0")), (9, Op.OPEN, 1, 1, opening("toy_0"))], "bad_request"),
+        ([(1, Op.OPEN, 1, 0, opening("toy_0")), (9, Op.STEP, 1, 5, b"{}")], "out_of_order"),
+        ([(1, Op.OPEN, 1, 0, opening("toy_0")), (9, 77, 1, 1, b"")], "bad_request"),
+    ],
+)
+async def test_what_the_wire_refuses(calls: list[tuple[int, int, int, int, bytes]], code: str) -> None:
+    async with serving("toy") as service, connected(service) as socket:
+        answers = {call: (status, body) for call, status, _, _, body in await asked(socket, *calls)}
+        assert (answers[9][0], orjson.loads(answers[9][1])["code"]) == (Status.ERROR, code)
+        (ping,) = await asked(socket, (10, Op.PING, 0, 0, b""))
+        assert ping[1] == Status.OK
+        assert service.health()["instances"] == len(calls) - 1  # what was refused holds no place
+
+
+async def test_a_session_that_is_closed_gives_its_place_back_and_its_number_is_free() -> None:
+    async with serving("toy", instances=1) as service, connected(service) as socket:
+        for number in (1, 4, 7):
+            answers = await asked(socket, (number, Op.OPEN, 1, 0, opening("toy_0")))
+            assert [status for _, status, *_ in answers] == [Status.OK]
+            sleeps = orjson.dumps({"role": "assistant", "content": "sleep 30"})
+            calls = [[number + 1, Op.STEP, 1, 1, len(sleeps)], [number + 2, Op.CLOSE, 1, 2, 0]]
+            await socket.send_bytes(encode(calls, [sleeps, b""]))  # closed in the middle of a call
+
+
+async def test_a_service_that_ends_admits_nobody_and_says_so() -> None:
+    async with serving("toy") as service, connected(service) as socket:
+        assert await service.drain()
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            async with connected(service):
+                pass
+        assert refused.value.status == 503
+        ((_, status, _, _, body),) = await asked(socket, (1, Op.OPEN, 1, 0, opening("toy_0")))
+        assert (status, orjson.loads(body)["retryable"]) == (Status.ERROR, True)
+        ending = asyncio.create_task(service.__aexit__(None, None, None))
+        message = await socket.receive(timeout=5)
+        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.GOING_AWAY)
+        await ending

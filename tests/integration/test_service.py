@@ -74,7 +74,9 @@ async def test_what_is_refused_and_how(
     assert (answered, list(answer)) == (status, ["detail"])
     assert says in answer["detail"]
     assert "Traceback" not in answer["detail"]
-    # whatever was refused, the instance stands where it stood
+    # whatever was refused, nothing is held for it, and the instance stands where it stood
+    async with service.http.get(f"{service.url}/health") as response:
+        assert (await response.json())["instances"] == 1
     assert (await service.done("step", instance_id="taken", messages=say("add 1")))["state"][0]["content"] == "total 1"
 
 
@@ -145,6 +147,25 @@ async def test_idle_instances_are_released_but_not_while_a_step_runs() -> None:
         assert "no call had named it for 0.3 s" in answer["detail"]
         assert made.health()["released_idle"] == 1
         await http.done("create", task_id="toy_0", instance_id="idle")  # the id is free again
+
+
+async def test_an_id_is_taken_as_soon_as_it_is_asked_for() -> None:
+    async with serving() as made, client(made) as http:
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(http.post("create", task_id="open_sleep", instance_id="a")) for _ in range(4)]
+        assert sorted(task.result()[0] for task in asked) == [200, 409, 409, 409]
+        assert made.health()["instances"] == 1
+
+
+async def test_a_call_that_takes_too_long_is_given_up_and_may_be_tried_again() -> None:
+    limits = ServiceLimits(step_s=0.1, wait_s=0.1)
+    async with serving(limits=limits) as made, client(made) as http:
+        await http.done("create", task_id="toy_0", instance_id="a")
+        data = orjson.dumps({"instance_id": "a", "messages": say("sleep 30")})
+        async with asyncio.timeout(3), http.http.post(f"{made.url}/step", data=data) as response:
+            assert (response.status, "Retry-After" in response.headers) == (503, True)
+            assert (await response.json())["detail"] == "the call took too long"
+        assert (await http.done("step", instance_id="a", messages=say("add 1")))["state"][0]["content"] == "total 1"
 
 
 async def test_a_killed_sandbox_costs_no_instance() -> None:
