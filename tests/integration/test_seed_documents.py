@@ -17,7 +17,11 @@ import documents
 import pytest
 
 import backends.agentscope
+from backends.environments import catalog
 from backends.environments.catalog import find
+from backends.sandboxes.docker.images import image_name
+from backends.sandboxes.local import UNSAFE_VARIABLE
+from bench.strikes import docker
 
 if TYPE_CHECKING:
     from documents import Ran
@@ -31,7 +35,9 @@ SOURCE: Final = "002"
 """The published source of the classes."""
 METHOD: Final = re.compile(r"^def (\w+)\(\n?(self.*?)\)(?: -> \w+)?:$", re.MULTILINE | re.DOTALL)
 LIMIT_S: Final = 100.0
-ENVIRONMENT: Final = {"OPENAI_API_KEY": "any text", "DATASET_SUB_TYPE": None, "ROLLOUT_UNSAFE_LOCAL": "1"}
+IMAGE_S: Final = 400.0
+"""What a document may take that needs an image which has to be built first."""
+ENVIRONMENT: Final = {"OPENAI_API_KEY": "any text", "DATASET_SUB_TYPE": None, UNSAFE_VARIABLE: "1"}
 
 
 def seed(number: str) -> str:
@@ -79,7 +85,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         message = "environment appworld is not installed: run `rollout env install appworld`"
         pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
     made = appworld_tasks.write(find("appworld").interpreter(), tmp_path_factory.mktemp("appworld"))
-    return appworld_tasks.settle(tmp_path_factory.mktemp("home"), made)
+    settled = appworld_tasks.settle(tmp_path_factory.mktemp("home"), made)
+    wheels = catalog.home() / "wheels"
+    wheels.mkdir(exist_ok=True)
+    (settled / "wheels").symlink_to(wheels)  # an image is built from what has been downloaded once
+    return settled
 
 
 @pytest.mark.parametrize("number", DOCUMENTS.values(), ids=DOCUMENTS)
@@ -90,6 +100,17 @@ def test_a_whole_document(number: str, home: Path) -> None:
     check_appworld(ran[:about_appworld])
     if about_appworld < len(ran):
         check_bfcl(ran[about_appworld:])
+
+
+@pytest.mark.usefixtures("containers")
+@pytest.mark.timeout(IMAGE_S + LIMIT_S)
+def test_a_whole_document_in_containers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user has it who accepts no risk: the agent's code runs in a container, whose image is made where needed."""
+    monkeypatch.setenv("ROLLOUT_HOME", str(home))
+    try:
+        check_appworld(documents.run(programs("001"), {**ENVIRONMENT, UNSAFE_VARIABLE: None}, timeout=IMAGE_S))
+    finally:
+        docker("image", "rm", image_name(find("appworld")), check=False)  # of use to this test alone
 
 
 @pytest.mark.parametrize("number", WITH_BFCL)
