@@ -18,7 +18,7 @@ from backends.sandboxes.docker.death import describe
 from backends.sandboxes.docker.port import EngineError, EngineGone
 from backends.sandboxes.docker.relay import SOCKET
 from backends.sandboxes.docker.usage import Usage
-from backends.sandboxes.remote.instances import ServiceSandbox
+from backends.sandboxes.remote.instances import CREATE_S, ServiceSandbox
 from orchestrator.errors import SandboxError
 from orchestrator.types import Failure, FailureKind
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from backends.sandboxes.remote.instances import Admission
     from orchestrator.types import EnvironmentInfo, SandboxId
 
-REQUEST_S: Final = 300.0
-"""A creation may wait long at a busy service; steps have the run's own limit."""
 READY_POLL_S: Final = 0.1
 SETTLE_S: Final = 2.0
 """For a moment after a death the daemon still calls the container running."""
@@ -97,7 +95,7 @@ class ServiceContainer:
         for name in reversed(self.names):
             await self.engine.start(name)
         self.usage = Usage((await self.engine.inspect(self.id)).pid)
-        self.channel = Channel(f"http://{self.id}", token=None, timeout=REQUEST_S, socket=str(self.folder / SOCKET))
+        self.channel = Channel(f"http://{self.id}", token=None, timeout=CREATE_S, socket=str(self.folder / SOCKET))
         await self._ready(self.channel, ended)
         self.sandbox = sandbox = ServiceSandbox(
             self.id, self.plan.info, self.channel, admission, self.plan.solutions, self._cause

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 import aiohttp
 
 from backends.agentscope.http import Channel
-from backends.sandboxes.remote.instances import Admission, ServiceSandbox, described
+from backends.sandboxes.remote.instances import CREATE_S, PROBE_S, Admission, ServiceSandbox, described
 from backends.sandboxes.remote.known import Known, is_deterministic
 from backends.sandboxes.remote.wired import WiredSandbox, connect
 from orchestrator.errors import SandboxError, UsageError
@@ -25,8 +25,9 @@ from orchestrator.types import Failure, FailureKind, RunId, SandboxId
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-REQUEST_S: Final = 300.0
-"""A creation may wait long at a busy service; steps have the run's own limit."""
+SERVICE_BACK_S: Final = 60.0
+"""A server that was there and is gone may be restarting: a start waits this long for it."""
+BACK_POLL_S: Final = 0.5
 
 
 class RemoteBackend:
@@ -54,13 +55,15 @@ class RemoteBackend:
         self.limits = SandboxLimits()
         self._base_url, self._token = base_url.rstrip("/"), token
         self._http: aiohttp.ClientSession | None = None
-        self._limit_s = REQUEST_S
-        self._channel = Channel(base_url, token=token, timeout=REQUEST_S)
+        self._limit_s = CREATE_S
+        self._channel = Channel(base_url, token=token, timeout=CREATE_S)
         self._deterministic = is_deterministic(environment) if deterministic is None else deterministic
         self._known = Known(environment, solutions)
         self._run = RunId("")
         self._sandboxes: dict[SandboxId, ServiceSandbox | WiredSandbox] = {}
         self._count = 0
+        self._met = False
+        """Whether the server has answered before."""
         self._admission = Admission(max_instances)
         self._stack = AsyncExitStack()
 
@@ -84,14 +87,18 @@ class RemoteBackend:
         await self._stack.aclose()
 
     async def create(self) -> ServiceSandbox | WiredSandbox:
-        """See `Backend.create`: over the wire where the server offers it."""
+        """See `Backend.create`: over the wire where the server offers it. While a server that was there before is gone
+        it waits for it, for a minute."""
         if self._http is None:
             raise UsageError("enter the backend first: `async with RemoteBackend(...)`")
+        if self._met:
+            await self._back()
         self._count += 1
         name = SandboxId(f"{self.environment}-remote-{os.getpid()}-{self._count}")
         wired = await connect(self._http, self._base_url, name, self.environment, limit_s=self._limit_s)
         if wired is None:
             return await self._create_on_service(name)
+        self._met = True
         self._sandboxes[name] = wired
         if self._known.asked:
             wired.solutions = self._known.solution
@@ -106,8 +113,24 @@ class RemoteBackend:
             await sandbox.tasks("")
         except UsageError as error:
             raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", str(error))) from None
+        self._met = True
         self._sandboxes[name] = sandbox
         return sandbox
+
+    async def _back(self) -> None:
+        """Until the server says that it is well. Raises SandboxError when it has not for too long."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + SERVICE_BACK_S
+        while not await self._channel.alive(PROBE_S):
+            if loop.time() >= ends:
+                raise SandboxError(
+                    Failure(
+                        FailureKind.SANDBOX_START,
+                        "start",
+                        f"{self._base_url} has not said for {SERVICE_BACK_S:g} s that it is well",
+                    )
+                )
+            await asyncio.sleep(BACK_POLL_S)
 
     async def destroy(self, sandbox: SandboxId) -> None:
         """See `Backend.destroy`."""

@@ -112,7 +112,7 @@ class ServiceSandbox:
 
     async def _create(self, session: ServiceSession, spec: EpisodeSpec) -> Observation:
         async with self._admission.creations:
-            body = {"env_type": self.info.name, "task_id": spec.task, "params": dict(spec.options)}
+            body = {"env_type": self.info.name, "task_id": spec.task, "params": {"seed": spec.seed, **spec.options}}
             try:
                 return opened(await self.call("open", "create", session.id, body, CREATE_S))
             except SandboxRefused as refused:
@@ -169,15 +169,25 @@ class ServiceSandbox:
             self._probe = None
 
     async def tasks(self, split: str) -> TaskList:
-        """See `Sandbox.tasks`; "" is the split `train`."""
-        body = {"env_type": self.info.name, "params": {"split": split or "train"}}
+        """See `Sandbox.tasks`; "" is the split `train`, and where there is none, what the service says by itself."""
+        if split:
+            return await self._tasks(split)
+        try:
+            return await self._tasks("train")
+        except UnknownName:
+            return await self._tasks("")
+
+    async def _tasks(self, split: str) -> TaskList:
+        body = {"env_type": self.info.name, "params": {"split": split}}
         try:
             answer = await self.channel.post("get_env_profile", body)
-        except SandboxError as error:
-            if error.failure.kind is not FailureKind.ENVIRONMENT:
+        except (Unavailable, NoRoute):
+            raise
+        except (UsageError, SandboxError) as error:
+            if isinstance(error, SandboxError) and error.failure.kind is not FailureKind.ENVIRONMENT:
                 raise
             known = "a service of AgentScope's has train and val"
-            raise UnknownName(f"the service has no split {split!r} ({known}): {error.failure.message}") from None
+            raise UnknownName(f"the service has no split {split!r} ({known}): {error}") from None
         ids = answer.get("data")
         if not isinstance(ids, list) or not all(isinstance(task, str) for task in ids):
             raise malformed("tasks", ids)
