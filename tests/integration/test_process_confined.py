@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from contextlib import asynccontextmanager
 from errno import EACCES, EPERM, EROFS
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.local import LocalBackend
 from backends.server import confine
 from orchestrator.testing.harness import loses, refused, say, spec
+from orchestrator.testing.leaks import children
 from orchestrator.types import FailureKind
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from backends.sandboxes.link import LinkedSandbox
 
 TASK = "toy_3"
+TOKEN = "a token that no other process should know"
 LANDLOCK = pytest.mark.skipif(confine.version() < 6, reason="this kernel's Landlock is older than ABI 6")
 
 
@@ -172,6 +175,29 @@ async def test_sixteen_at_once_are_light() -> None:
         assert [await told(session, "global") for session in sessions] == ["1"] * 16
         private = [await asyncio.to_thread(_private_kib, pid) for pid in pids]
         assert max(private) < 6 * 1024, private
+
+
+async def test_the_servers_token_is_in_no_other_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "token_urlsafe", lambda size: TOKEN)
+    async with one() as sandbox:
+        session, _ = await sandbox.open(spec(TASK))
+        (zygote,) = await asyncio.to_thread(children, sandbox.pid)
+        pids = sandbox.pid, zygote.pid, await number(session, "me")
+        server, *others = [await asyncio.to_thread(_holds, pid, TOKEN.encode()) for pid in pids]
+        assert server
+        assert others == [False, False]
+
+
+def _holds(pid: int, what: bytes) -> bool:
+    """Whether a process has this somewhere in its memory."""
+    with open(f"/proc/{pid}/maps", encoding="ascii") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for region, mode, *_ in (line.split() for line in maps):
+            start, end = (int(address, 16) for address in region.split("-"))
+            if mode.startswith("rw"):
+                memory.seek(start)
+                if what in memory.read(end - start):
+                    return True
+    return False
 
 
 def _private_kib(pid: int) -> int:

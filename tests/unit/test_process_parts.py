@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.server import pipe
+from backends.server import confine, pipe, zygote
 from backends.server.child import Child
 from backends.server.confine import outside
 from backends.server.environment import Grade, Reply, Tasks, Toolset, observation, unknown_task
@@ -263,3 +263,16 @@ class TestAnswers:
         body = {"task": "unknown", "seed": 1, "options": {}, "max_body": 100}
         assert orjson.loads(child._answer(Ask.OPEN, orjson.dumps(body)).body)["code"] == ErrorCode.UNKNOWN_TASK
         assert orjson.loads(child._answer(Ask.STEP, b"{}").body)["code"] == ErrorCode.UNKNOWN_SESSION
+
+
+class Secretive(Odd):
+    def secrets(self) -> Sequence[Path]:
+        return [Path("/nowhere")]
+
+
+@pytest.mark.parametrize(("environment", "notes"), [(Odd(), 0), (Secretive(), 1)])
+def test_where_the_kernel_closes_nothing(environment: Odd, notes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confine, "version", lambda: 0)
+    confinement, said = zygote._confinement(environment)
+    assert confinement is None
+    assert len(said) == notes
