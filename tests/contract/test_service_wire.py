@@ -119,10 +119,11 @@ async def test_a_tool_set_is_sent_once_a_connection() -> None:
         assert [(call, status) for call, status, *_ in answers] == [(0, Status.TOOLSET), (1, Status.OK), (2, Status.OK)]
 
 
-async def test_a_call_that_takes_too_long_costs_its_own_answer_only() -> None:
+async def test_a_call_that_takes_too_long_costs_its_own_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
     sleeps, adds = (orjson.dumps({"role": "assistant", "content": words}) for words in ("sleep 30", "add 1"))
-    async with serving("toy", step_s=0.1, wait_s=0.1) as service, connected(service) as socket:
+    async with serving("toy") as service, connected(service) as socket:
         await asked(socket, (1, Op.OPEN, 1, 0, opening("toy_0")), (2, Op.OPEN, 2, 0, opening("toy_0")))
+        monkeypatch.setattr(ServiceLimits, "call_s", 1.0)
         calls = ((3, Op.STEP, 1, 1, sleeps), (4, Op.STEP, 1, 2, adds), (5, Op.STEP, 2, 1, adds))
         answers = {call: (status, body) for call, status, _, _, body in await asked(socket, *calls)}
         assert orjson.loads(answers[3][1]) == {"code": "busy", "message": "the call took too long", "retryable": True}

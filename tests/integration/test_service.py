@@ -14,7 +14,7 @@ from serving import client, say, serving, solutions
 
 from backends.sandboxes.local import LocalBackend
 from orchestrator.errors import Unavailable, UsageError
-from orchestrator.service import Service, ServiceLimits
+from orchestrator.service import Service, ServiceLimits, register
 from orchestrator.testing.leaks import processes
 
 if TYPE_CHECKING:
@@ -149,6 +149,16 @@ async def test_idle_instances_are_released_but_not_while_a_step_runs() -> None:
         await http.done("create", task_id="toy_0", instance_id="idle")  # the id is free again
 
 
+async def test_why_an_instance_is_gone_is_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(register, "REMEMBERED", 2)
+    async with serving() as made, client(made) as http:
+        for name in "abc":
+            await http.done("create", task_id="toy_0", instance_id=name)
+            await http.post("release", instance_id=name)
+        told = [(await http.post("evaluate", instance_id=name))[1]["detail"] for name in "abc"]
+        assert told == ["Instance a not found!", *(f"Instance {name} not found! It was released." for name in "bc")]
+
+
 async def test_an_id_is_taken_as_soon_as_it_is_asked_for() -> None:
     async with serving() as made, client(made) as http:
         async with asyncio.TaskGroup() as tasks:
@@ -157,14 +167,15 @@ async def test_an_id_is_taken_as_soon_as_it_is_asked_for() -> None:
         assert made.health()["instances"] == 1
 
 
-async def test_a_call_that_takes_too_long_is_given_up_and_may_be_tried_again() -> None:
-    limits = ServiceLimits(step_s=0.1, wait_s=0.1)
-    async with serving(limits=limits) as made, client(made) as http:
+async def test_a_call_that_takes_too_long_is_given_up_and_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(limits=ServiceLimits(step_s=60.0)) as made, client(made) as http:
         await http.done("create", task_id="toy_0", instance_id="a")
+        monkeypatch.setattr(ServiceLimits, "call_s", 0.3)
         data = orjson.dumps({"instance_id": "a", "messages": say("sleep 30")})
-        async with asyncio.timeout(3), http.http.post(f"{made.url}/step", data=data) as response:
+        async with asyncio.timeout(4), http.http.post(f"{made.url}/step", data=data) as response:
             assert (response.status, "Retry-After" in response.headers) == (503, True)
             assert (await response.json())["detail"] == "the call took too long"
+        monkeypatch.undo()
         assert (await http.done("step", instance_id="a", messages=say("add 1")))["state"][0]["content"] == "total 1"
 
 
