@@ -1,4 +1,4 @@
-"""The remote backend over the wire against the conformance kit; the server answers with the toy environment."""
+"""What the remote backend makes of a server's hello; the conformance kit over the wire is run against our service."""
 
 from __future__ import annotations
 
@@ -10,49 +10,67 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from backends.environments.toy.inside import environment
 from backends.sandboxes.remote import RemoteBackend
-from backends.server.__main__ import _Connection, _hello
+from backends.server.wire import PROTOCOL, Hello
 from orchestrator.errors import SandboxError
-from orchestrator.testing import BACKEND_CHECKS, run_check
 from orchestrator.types import RunId
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 TOKEN = "the token"
-
-
-async def wire(request: web.Request) -> web.WebSocketResponse:
-    if request.headers.get("Authorization") != f"Bearer {TOKEN}":
-        raise web.HTTPUnauthorized
-    socket = web.WebSocketResponse()
-    await socket.prepare(request)
-    served, config = environment(), {"token": "", "digest": "0" * 16}
-    await socket.send_str(orjson.dumps(_hello(served, config)._asdict()).decode())
-    await _Connection(served, socket, config, solutions=False).run()  # type: ignore[arg-type]  # used alike
-    return socket
+HELLO = Hello(
+    protocol=PROTOCOL,
+    token="",
+    environment="toy",
+    digest="0" * 16,
+    isolation="shared",
+    deterministic=True,
+    runs_code=False,
+    max_turns=8,
+    pid=1,
+)
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[str]:
+async def saying(hello: Hello) -> AsyncIterator[str]:
+    async def wire(request: web.Request) -> web.WebSocketResponse:
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            raise web.HTTPUnauthorized
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str(orjson.dumps(hello._asdict()).decode())
+        await socket.receive()
+        return socket
+
     application = web.Application()
     application.router.add_get("/wire", wire)
     async with TestServer(application) as server:
         yield str(server.make_url("")).rstrip("/")
 
 
-@pytest.mark.parametrize("name", BACKEND_CHECKS)
-async def test_the_contract_over_the_wire(name: str) -> None:
-    async with serving() as url:
-        await run_check(BACKEND_CHECKS[name], lambda: RemoteBackend(url, environment="toy", token=TOKEN))
-
-
-@pytest.mark.parametrize(("environment", "token", "says"), [("bfcl", TOKEN, "serves toy"), ("toy", "x", "401")])
-async def test_a_server_that_is_another_is_refused(environment: str, token: str, says: str) -> None:
-    async with serving() as url:
-        backend = RemoteBackend(url, environment=environment, token=token)
+@pytest.mark.parametrize(
+    ("hello", "token", "says"),
+    [
+        (HELLO._replace(environment="bfcl"), TOKEN, "serves bfcl, not toy"),
+        (HELLO._replace(protocol=PROTOCOL + 1), TOKEN, "install the same one"),
+        (HELLO, "another", "401"),
+    ],
+)
+async def test_a_server_that_is_another_is_refused(hello: Hello, token: str, says: str) -> None:
+    async with saying(hello) as url:
+        backend = RemoteBackend(url, environment="toy", token=token)
         backend.configure(run=RunId("r"), with_solutions=False, logs=None, call_limit_s=30.0)
         async with backend:
             with pytest.raises(SandboxError, match=says):
                 await backend.create()
+
+
+async def test_a_server_that_is_the_one_is_a_sandbox() -> None:
+    async with saying(HELLO) as url:
+        backend = RemoteBackend(url, environment="toy", token=TOKEN)
+        backend.configure(run=RunId("r"), with_solutions=False, logs=None, call_limit_s=30.0)
+        async with backend:
+            sandbox = await backend.create()
+            assert (sandbox.info.name, sandbox.info.max_turns) == ("toy", 8)
+            assert list(await backend.owned_by(RunId("r"))) == [sandbox.id]

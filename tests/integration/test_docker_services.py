@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from service_images import COUNTING, build, count_to, counting
 
 from backends.sandboxes.docker.service_backend import ServiceImageBackend
 from backends.sandboxes.docker.service_image import ServiceImage, Volume
+from bench.reference import Reference, reference
+from bench.reference_answers import answers
 from bench.strikes import docker
 from orchestrator import Orchestrator
 from orchestrator.errors import SandboxError, SandboxLost, Unavailable
@@ -154,3 +158,71 @@ async def test_what_a_killed_owner_leaves_is_removed(image: str) -> None:
     async with asyncio.timeout(15):
         while await asyncio.to_thread(docker, "ps", "-aq", "--filter", f"name={name}"):  # noqa: ASYNC110  # it signals nothing
             await asyncio.sleep(0.1)
+
+
+def rollout(*arguments: str) -> dict[str, Any]:
+    command = [str(Path(sys.executable).with_name("rollout")), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return summary
+
+
+def test_the_command_collects_from_an_image_of_an_environment_that_this_machine_does_not_know(
+    image: str, tmp_path: Path
+) -> None:
+    solutions = tmp_path / "solutions.jsonl"
+    rows = [{"task": task, "actions": list(map(orjson.loads, actions))} for task, actions in SOLUTIONS.items()]
+    solutions.write_bytes(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
+    out = tmp_path / "run"
+    asked = [
+        "collect", "--env", "counting", "--backend", "docker", "--image", image, "--image-protocol", "env_service",
+        "--image-env", "GREETING=hello", "--solutions", str(solutions), "--sandboxes", "1", "--episodes", "8",
+        "--hardening", "read_only=true", "--hardening", "user=65534:65534", "--out", str(out), "--json",
+    ]  # fmt: skip
+    summary = rollout(*asked)
+    assert (summary["outcomes"], summary["reward_one"]) == ({"completed": 8}, 8)
+    assert rollout("status", str(out), "--json")["episodes"] == 8
+
+
+@pytest.fixture(scope="module")
+def installed(daemon: None) -> Reference:
+    try:
+        return asyncio.run(reference())
+    except Unavailable as error:
+        pytest.fail(str(error)) if os.environ.get("CI") == "true" else pytest.skip(str(error))
+
+
+@pytest.mark.timeout(300)
+async def test_agentscopes_own_service_runs_in_a_container(installed: Reference, tmp_path: Path) -> None:
+    """As published, on the base image: its packages and its data are seen where they lie on this machine."""
+    python = [str(installed.python), "-m", "training_box.env_service", "--env", "bfcl"]
+    name = await build("rollout-test-reference:latest", {}, [*python, "--portal", "0.0.0.0", "--port", "80"])
+    seen = [installed.python.parents[1], installed.root, Path(sys.base_prefix), *vector_mathematics()]
+    given = ServiceImage(
+        name, variables=variables(installed), volumes=[Volume(path, str(path)) for path in seen], ready_s=240
+    )
+    known = await asyncio.to_thread(answers, installed, "multi_turn_base")
+    backend = ServiceImageBackend("bfcl", given, max_instances=4, solutions=known)
+    run = Orchestrator(backend=backend, policy=ReplayPolicy(), out=tmp_path / "run", concurrency=4, sandboxes=1)
+    async with run as orchestrator:
+        summary = await orchestrator.run(split="train", episodes=2)
+    assert (summary.outcomes, summary.reward_one, summary.failures) == ({"completed": 2}, 2, {})
+
+
+def variables(installed: Reference) -> dict[str, str]:
+    data = installed.root / "training_box" / "bfcl"
+    return {
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(installed.root),
+        "BFCL_DATA_PATH": str(data / "multi_turn" / "multi_turn_processed.jsonl"),
+        "BFCL_SPLID_ID_PATH": str(data / "multi_turn" / "multi_turn_split_ids.json"),
+        "BFCL_ANSWER_PATH": str(data / "data" / "possible_answer"),
+    }
+
+
+def vector_mathematics() -> list[Path]:
+    """A part of the C library that one of its packages loads, and the base image of Python does without."""
+    return [path for path in Path("/lib").glob("*-linux-gnu/libmvec.so.1") if path.is_file()]
