@@ -119,6 +119,8 @@ class _Slot:
         self.number = number
         self.actor: Any = None
         self.link: ShardLink | None = None
+        self.ended: asyncio.Task[Any] | None = None
+        """Done when the shard has ended, with all that it had."""
         self._ray = ray
         self._options = options
         self._listener = listener
@@ -162,7 +164,7 @@ class _Slot:
             except BaseException:
                 self._listener.forget(token)
                 raise
-        ended = asyncio.create_task(_answer(self.actor.ended.remote()), name=f"{name}-ended")
+        ended = self.ended = asyncio.create_task(_answer(self.actor.ended.remote()), name=f"{name}-ended")
         try:
             await asyncio.wait(_either(ended, arrived), timeout=FIRST_S, return_when=asyncio.FIRST_COMPLETED)
             if not arrived.done():
@@ -171,6 +173,7 @@ class _Slot:
             self.link = arrived.result().link
             await asyncio.wait(_either(ended, self.link.ended), return_when=asyncio.FIRST_COMPLETED)
             self._crew.lose(self.link, Failure(FailureKind.SHARD_LOST, "shard", f"shard {self.number} ended"))
+            await asyncio.wait({ended}, timeout=END_S)  # it ends its sandboxes
         finally:
             ended.cancel()
 
@@ -199,9 +202,9 @@ async def _sweep(crew: Crew, slots: Sequence[_Slot]) -> None:
 
 async def _ended(slots: Sequence[_Slot]) -> None:
     """Let shards that were told to end do so in order, then end what is left."""
-    links = {slot.link.ended for slot in slots if slot.link is not None}
-    if links:
-        await asyncio.wait(links, timeout=END_S)
+    ends = {slot.ended for slot in slots if slot.ended is not None}
+    if ends:
+        await asyncio.wait(ends, timeout=END_S)
 
 
 def _either(*futures: asyncio.Future[Any]) -> set[asyncio.Future[Any]]:

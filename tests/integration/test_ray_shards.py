@@ -1,0 +1,130 @@
+"""Runs over a Ray cluster: on sandboxes of its nodes, and over shards; what is killed, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from runs import read, until
+from sharded import LIGHT, actors, orchestrator, repeated
+
+from backends.environments.catalog import home
+from backends.sandboxes.local import LocalBackend
+from backends.sandboxes.private import sweep
+from backends.sandboxes.ray import RayBackend, RayShards
+from orchestrator import Orchestrator
+from orchestrator.testing.leaks import processes
+from policies.agents.replay import ReplayPolicy
+
+if TYPE_CHECKING:
+    from ray_cluster import TwoNodes
+
+    from orchestrator.summary import Summary
+
+pytestmark = pytest.mark.timeout(300)
+EPISODES = 500
+KILLS = 3
+
+
+@pytest.mark.parametrize("how", ["sandboxes", "shards"])
+async def test_eight_hundred_ground_truths_exactly_once(cluster: TwoNodes, how: str, tmp_path: Path) -> None:
+    if how == "shards":
+        backend, shards = LocalBackend("bfcl"), RayShards(2, address=cluster.address, options=LIGHT)
+    else:
+        backend, shards = RayBackend("bfcl", address=cluster.address, options=LIGHT), None  # type: ignore[assignment]
+    run = Orchestrator(
+        backend=backend, policy=ReplayPolicy(), out=tmp_path / "run", concurrency=128, sandboxes=2, shards=shards
+    )
+    async with run as made:
+        summary = await made.run(split="multi_turn")
+    assert (summary.episodes, summary.reward_one, summary.duplicates, summary.failures) == (800, 800, 0, {})
+    assert len(await read(tmp_path / "run")) == 800
+
+
+async def strike(kind: str, kills: list[float]) -> None:
+    """SIGKILL one actor now and then, while there is more than one."""
+    for _ in range(KILLS):
+
+        async def two() -> bool:
+            return len(await asyncio.to_thread(actors, kind)) >= 2
+
+        await until(two, f"two of {kind}", 60)
+        await asyncio.sleep(0.7)
+        victim = (await asyncio.to_thread(actors, kind))[0]
+        kills.append(time.time())
+        os.kill(victim, signal.SIGKILL)
+
+
+def right(summary: Summary, log: Path, kills: list[float]) -> None:
+    assert summary.outcomes == {"completed": EPISODES}
+    assert (summary.reward_one, summary.duplicates) == (EPISODES, 0)
+    assert repeated(log, kills)[1] == 0
+
+
+@pytest.mark.parametrize(("how", "kind"), [("sandboxes", "SandboxHost"), ("shards", "ShardHost")])
+async def test_actors_are_killed_and_no_model_call_is_repeated(
+    cluster: TwoNodes, how: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, kills = tmp_path / "log", list[float]()
+    async with orchestrator(tmp_path / "run", log, cluster.address, how, 0.1) as run:
+        running = asyncio.create_task(run.run(episodes=EPISODES, group_size=2))
+        striking = asyncio.create_task(strike(kind, kills))
+        await asyncio.wait({running, striking}, return_when=asyncio.FIRST_COMPLETED)
+        striking.cancel()
+        summary = await running
+    await asyncio.to_thread(sweep)
+    assert len(kills) == KILLS
+    right(summary, log, kills)
+    assert how == "shards" or summary.recovered_episodes > 0
+    assert not [path for path in (home() / "shards").glob("*") if path.name == summary.run]
+
+
+@pytest.mark.parametrize("how", ["sandboxes", "shards"])
+async def test_a_node_is_killed_and_another_one_joins(cluster: TwoNodes, how: str, tmp_path: Path) -> None:
+    log, kills = tmp_path / "log", list[float]()
+    lost = cluster.node()  # Ray wants the main thread
+    async with orchestrator(tmp_path / "run", log, cluster.address, how, 0.1) as run:
+        running = asyncio.create_task(run.run(episodes=EPISODES, group_size=2))
+        await asyncio.sleep(2.0)
+        kills.append(time.time())
+        cluster.cluster.remove_node(lost, allow_graceful=False)
+        joined = cluster.node()
+        summary = await running
+    right(summary, log, kills)
+    cluster.cluster.remove_node(joined)
+    await asyncio.to_thread(sweep)  # what the killed left, as whoever starts sandboxes next does
+
+
+@pytest.mark.parametrize(("how", "kind"), [("sandboxes", "SandboxHost"), ("shards", "ShardHost")])
+async def test_a_killed_driver_leaves_nothing_and_its_run_is_resumed(
+    cluster: TwoNodes, how: str, kind: str, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    command = [sys.executable, str(Path(__file__).with_name("sharded.py")), str(out), str(log), cluster.address, how]
+    driver = await asyncio.create_subprocess_exec(*command, str(EPISODES), stderr=subprocess.PIPE)
+
+    async def under_way() -> bool:
+        return log.exists() and log.stat().st_size > 20_000
+
+    await until(under_way, "decisions", 60)
+    killed = time.time()
+    driver.kill()
+    await driver.communicate()
+
+    async def gone() -> bool:
+        left = await asyncio.to_thread(lambda: [p for p in processes() if "--environment toy" in p.command])
+        return not await asyncio.to_thread(actors, kind) and not left
+
+    await until(gone, "actors and servers to end", 30)
+    await asyncio.to_thread(sweep)  # as whoever starts sandboxes next does
+    async with orchestrator(out, log, cluster.address, how) as run:
+        summary = await run.run()
+    right(summary, log, [killed])
+    assert summary.lives == 2
