@@ -5,9 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 RUNS ?= runs
-SOURCES := orchestrator backends policies bench tests
+SOURCES := orchestrator backends policies bench tests docs/examples
 
-.PHONY: demo test base-image lint types layers bench clean
+.PHONY: demo test base-image appworld lint types layers bench clean
 
 demo: $(STAMPS)/plots $(STAMPS)/bfcl
 	@out=$(RUNS)/demo-$$(date +%Y%m%d-%H%M%S) && \
@@ -20,6 +20,9 @@ test: $(STAMPS)/dev $(STAMPS)/bfcl
 
 base-image: $(STAMPS)/dev
 	$(BIN)/rollout image base
+
+appworld: $(STAMPS)/dev
+	$(BIN)/rollout env install appworld
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check $(SOURCES)
