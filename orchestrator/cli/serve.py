@@ -1,5 +1,6 @@
 """`rollout serve`: environments over HTTP, for clients of AgentScope Runtime's protocols and of our own wire."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -61,6 +62,10 @@ def serve(
     drain: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long instances go on after the first Ctrl-C.")
     ] = 30.0,
+    logs: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep what sandboxes write to stderr here.", rich_help_panel=_WHAT),
+    ] = None,
     no_install: Annotated[
         bool, typer.Option("--no-install", help="Do not install an environment that is missing.")
     ] = False,
@@ -87,6 +92,7 @@ def serve(
         port=port,
         sandboxes=sandboxes,
         insecure=insecure,
+        logs=logs,
         limits=ServiceLimits(
             instances=max_instances,
             instances_per_token=max_instances_per_token,

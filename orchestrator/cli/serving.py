@@ -22,6 +22,7 @@ from orchestrator.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from backends.environments.catalog import EnvironmentSpec
     from orchestrator.protocols import Backend
@@ -45,6 +46,7 @@ class Serving:
     port: int
     sandboxes: int
     insecure: bool
+    logs: Path | None
     limits: ServiceLimits
 
 
@@ -77,6 +79,7 @@ async def _serve(serving: Serving, signals: _Signals) -> None:
         tokens=_tokens(serving.token_variables),
         limits=serving.limits,
         insecure=serving.insecure,
+        logs=await _folder(serving.logs),
     ) as service:
         signals.ready = True
         results().print(service.url)
@@ -94,6 +97,17 @@ async def _drained(service: Service, signals: _Signals) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
+
+
+async def _folder(logs: Path | None) -> str | None:
+    """The folder of logs, made where it is missing. Raises UsageError."""
+    if logs is None:
+        return None
+    try:
+        await asyncio.to_thread(logs.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--logs {logs}: {error.strerror}") from None
+    return str(logs)
 
 
 async def _ensure(spec: EnvironmentSpec, serving: Serving) -> None:

@@ -39,13 +39,17 @@ log = logging.getLogger(__name__)
 
 
 class Hall:
-    """See the module's docstring. `make` gives a fresh backend; `size` is how many sandboxes are kept."""
+    """See the module's docstring. `make` gives a fresh backend; `size` is how many sandboxes are kept; `logs` is the
+    folder of their stderr."""
 
-    def __init__(self, make: Callable[[], Backend], size: int, *, step_s: float, wait_s: float) -> None:
+    def __init__(
+        self, make: Callable[[], Backend], size: int, *, step_s: float, wait_s: float, logs: str | None = None
+    ) -> None:
         self._make = make
         self._size = size
         self._step_s = step_s
         self._wait_s = wait_s
+        self._logs = logs
         self._pool: Pool | None = None
         self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._keeper: asyncio.Task[None] | None = None
@@ -130,7 +134,7 @@ class Hall:
         """One backend and one pool, until nothing can be started in them; why."""
         backend = self._make()
         run = RunId(f"serve-{uuid4().hex[:12]}")
-        backend.configure(run=run, with_solutions=False, logs=None, call_limit_s=self._step_s + GRACE_S)
+        backend.configure(run=run, with_solutions=False, logs=self._logs, call_limit_s=self._step_s + GRACE_S)
         async with backend, Pool(backend, self._size, self._note) as pool:
             self._pool = pool
             if not self._up.done():

@@ -48,7 +48,8 @@ class Service:
 
     `backends` makes a fresh backend for each environment, by its name: the first is what a client means that names
     none. `sandboxes` is how many of each are kept. `tokens` are bearer tokens by the name of who has them. `port` 0 is
-    any that is free. Entering raises UsageError, Unavailable, RunFailed where an environment cannot be had.
+    any that is free. `logs` is an existing folder for what sandboxes write to stderr. Entering raises UsageError,
+    Unavailable, RunFailed where an environment cannot be had.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Service:
         tokens: Mapping[str, str] | None = None,
         limits: ServiceLimits | None = None,
         insecure: bool = False,
+        logs: str | None = None,
     ) -> None:
         if not backends:
             raise UsageError("name at least one environment to serve")
@@ -70,6 +72,7 @@ class Service:
         self.limits = limits or ServiceLimits()
         self._backends = backends
         self._sandboxes = sandboxes
+        self._logs = logs
         self._host, self._port = host, port
         self._admission = Admission(self.limits)
         self._register = Register(self._admission, self.limits)
@@ -130,7 +133,8 @@ class Service:
 
     async def _open_halls(self, stack: AsyncExitStack) -> None:
         for name, make in self._backends.items():
-            hall = Hall(make, self._sandboxes, step_s=self.limits.step_s, wait_s=self.limits.wait_s)
+            limits = self.limits
+            hall = Hall(make, self._sandboxes, step_s=limits.step_s, wait_s=limits.wait_s, logs=self._logs)
             stack.push_async_callback(hall.down)
             await hall.up()
             self._halls[name] = hall

@@ -124,6 +124,13 @@ def test_a_killed_server_leaves_no_sandbox() -> None:
     sweep()  # as whoever starts sandboxes next does
 
 
+def test_what_sandboxes_say_is_kept_where_asked_for(tmp_path: Path) -> None:
+    with server("--logs", str(tmp_path / "logs")) as served:
+        assert served.post("create", task_id="open_error")[0] == 500
+        assert len(list((tmp_path / "logs").iterdir())) == 2
+    assert "--logs /proc/none: No such file" in refused("--env", "toy", "--logs", "/proc/none")
+
+
 def test_a_token_from_the_environment_is_asked_for() -> None:
     with server(BEARER_TOKEN="s3cret") as served:
         assert served.post("create", task_id="toy_0") == (401, {"detail": "Authentication required"})
