@@ -136,7 +136,7 @@ def bad_hello(environment: Any, config: dict[str, Any]) -> Any:
     return _HELLO(environment, config)._replace(**ATTACK["hello"])
 
 
-async def bad_greeting(environment: Any, config: dict[str, Any], *, solutions: bool) -> None:
+async def bad_greeting(environment: Any, config: dict[str, Any], line: object, *, solutions: bool) -> None:
     """Connect, and say something else than hello, or nothing."""
     connector = aiohttp.UnixConnector(config["socket"])
     async with aiohttp.ClientSession(connector=connector) as http, http.ws_connect("http://orchestrator/") as socket:
