@@ -31,6 +31,10 @@ class NoRoute(UsageError):
     """The server does not have this route."""
 
 
+class Unprocessable(UsageError):
+    """The server understood the call, and cannot do it: what it asks for ends the sandbox (422)."""
+
+
 class Busy(Unavailable):
     """The server took nothing on: it has no room now. `after_s` is when it wants to be asked again, None where it does
     not say."""
@@ -119,6 +123,8 @@ class Channel:
             after_s = _seconds(response.headers.get("Retry-After"))
             hint = "; try again later" if after_s is None else f"; try again in {after_s:g} s"
             return Busy(f"{self.base_url} is busy: {words or status}{hint}", after_s)
+        if status == 422:
+            return Unprocessable(f"{route}: {words or status}")
         if 400 <= status < 500 or _FORWARDED.search(words):
             return UsageError(f"{route}: {words or status}")
         return SandboxError(Failure(FailureKind.ENVIRONMENT, route, f"{self.base_url} failed: {words or status}"))

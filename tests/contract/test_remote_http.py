@@ -11,18 +11,21 @@ import pytest
 from plain_proxy import HANG, RESET, RESET_AFTER, Answer, Fault, Plain, plain
 
 from backends.sandboxes.remote import RemoteBackend
-from orchestrator import Orchestrator
+from orchestrator import Orchestrator, Run
 from orchestrator.errors import RunFailed, SandboxError, SandboxLost
 from orchestrator.retry import RetryPolicy
 from orchestrator.testing import BACKEND_CHECKS, run_check
 from orchestrator.types import EpisodeSpec, FailureKind, RunId
 from policies.agents.replay import ReplayPolicy
+from policies.agents.scripted import ScriptedPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from backends.sandboxes.remote.instances import ServiceSandbox
+    from orchestrator.protocols import EpisodeContext, Policy
+    from orchestrator.records import ConversationView
     from orchestrator.summary import Summary
 
 
@@ -52,10 +55,10 @@ async def one_sandbox(url: str, **options: Any) -> AsyncIterator[ServiceSandbox]
         yield sandbox  # type: ignore[misc]  # no wire is offered
 
 
-async def collect(proxy: Plain, out: Path, episodes: int = 40, **options: Any) -> Summary:
+async def collect(proxy: Plain, out: Path, episodes: int = 40, policy: Policy | None = None, **options: Any) -> Summary:
     run = Orchestrator(
         backend=RemoteBackend(proxy.url, environment="toy", max_instances=8),
-        policy=ReplayPolicy(),
+        policy=policy or ReplayPolicy(),
         out=out,
         concurrency=16,
         sandboxes=1,
@@ -122,6 +125,20 @@ async def test_a_step_that_hangs_costs_its_instance_and_no_other(tmp_path: Path)
         summary = await collect(proxy, tmp_path / "run", step_timeout_s=0.5)
         assert (summary.outcomes, summary.recovered_episodes) == ({"completed": 40}, 1)
         assert proxy.instances() == 0
+
+
+def mostly_idle(view: ConversationView, ctx: EpisodeContext) -> str:
+    return "crash" if ctx.key.task == "toy_1" else "stop"
+
+
+async def test_an_action_that_kills_its_sandbox_again_when_it_is_alone_is_the_agents_doing(tmp_path: Path) -> None:
+    async with plain() as proxy:
+        summary = await collect(proxy, tmp_path / "run", episodes=8, policy=ScriptedPolicy(mostly_idle))
+        assert summary.outcomes == {"completed": 7, "truncated": 1}
+        assert proxy.instances() == 0
+    with Run.open(tmp_path / "run") as run:
+        stops = {one.key.task: one.stop_reason for one in run.episodes()}
+    assert stops["toy_1"] == "agent_killed_env"
 
 
 async def test_a_service_that_is_gone_is_lost_as_a_whole_and_asked_nothing_more() -> None:

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
-from backends.agentscope.http import Busy, Channel, NoRoute, Unreachable
+from backends.agentscope.http import Busy, Channel, NoRoute, Unprocessable, Unreachable
 from backends.sandboxes.remote.messages import as_text, graded, malformed, opened, stepped
 from backends.server.wire import ErrorCode
 from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, Unavailable, UnknownName, UsageError
@@ -349,6 +349,8 @@ def _told(error: UsageError | SandboxError, stage: str) -> SandboxError:
         return SandboxError(Failure(FailureKind.SANDBOX_LOST, stage, str(error), retryable=True))
     if isinstance(error, NoRoute):
         return SandboxError(Failure(FailureKind.PROTOCOL, stage, str(error)))
+    if isinstance(error, Unprocessable) and stage != "open":
+        return SandboxLost(Failure(FailureKind.SANDBOX_LOST, stage, str(error)), suspect=True)
     if isinstance(error, UsageError):
         if stage != "open" and _GONE in str(error):
             return SandboxLost(Failure(FailureKind.SANDBOX_LOST, stage, str(error)), suspect=False)
