@@ -77,6 +77,11 @@ class DrivenEpisode:
         return self._buffer.turn
 
     @property
+    def size(self) -> int:
+        """Bytes of its record, which is kept for as long as it lives."""
+        return len(self._buffer.data)
+
+    @property
     def done(self) -> bool:
         """Whether the environment has said done."""
         return self._buffer.last is not None and self._buffer.last.done

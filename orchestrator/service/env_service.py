@@ -62,7 +62,8 @@ class EnvService:
         return _success(await self._register.create(Owner(tenant), hall, body.instance_id, task, body.params))
 
     async def step(self, tenant: Tenant, body: ServiceRequest) -> object:
-        with self._register.calling(Owner(tenant), _given("instance_id", body.instance_id)) as instance:
+        name = _given("instance_id", body.instance_id)
+        with self._register.calling(Owner(tenant), name, step=True) as instance:
             return _success(await instance.step(body.messages, body.params))
 
     async def evaluate(self, tenant: Tenant, body: ServiceRequest) -> object:

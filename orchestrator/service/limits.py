@@ -23,6 +23,8 @@ class ServiceLimits:
     """Live instances of one token; None is no quota of its own."""
     boxes_per_token: int = 1024
     """Sandboxes of the manager's routes that one token holds; each costs next to nothing."""
+    record_bytes: int = 4 * 1024**3
+    """Of all instances' records together; beyond it no instance takes a step until others are released."""
     calls: int = 2048
     """Requests under way at once."""
     connections: int = 8192

@@ -175,7 +175,7 @@ class Manager:
             raise Refusal(400, "instance_id is required")
         if body.tool_name == "release_instance":
             return self._register.release(box.owner, name)
-        with self._register.calling(box.owner, name) as instance:
+        with self._register.calling(box.owner, name, step=body.tool_name == "step") as instance:
             match body.tool_name:
                 case "step":
                     return await instance.step(given["action"], given["params"])

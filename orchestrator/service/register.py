@@ -78,6 +78,7 @@ class Register:
                 raise
         finally:
             self._opening.discard((owner, name))
+        place.weigh(instance.episode.size)
         self._held.setdefault(owner, {})[name] = _Held(instance, place, time.monotonic())
         self._gone.pop((owner, name), None)
         return instance.opening(name)
@@ -93,17 +94,20 @@ class Register:
         return name
 
     @contextmanager
-    def calling(self, owner: Owner, name: str) -> Iterator[Instance]:
-        """The instance, for the time of one call. Raises Refusal (404)."""
+    def calling(self, owner: Owner, name: str, *, step: bool = False) -> Iterator[Instance]:
+        """The instance, for the time of one call. Raises Refusal (404; 503 where a step finds no room to record it)."""
         held = self._held.get(owner, {}).get(name)
         if held is None:
             why = self._gone.get((owner, name))
             raise Refusal(404, f"Instance {name[:MAX_NAME]} not found!{f' {why}' if why else ''}")
+        if step:
+            self._admission.step()
         held.calls += 1
         try:
             yield held.instance
         finally:
             held.calls -= 1
+            held.place.weigh(held.instance.episode.size)
             held.called = time.monotonic()
 
     def release(self, owner: Owner, name: str, why: str = "It was released.") -> bool:

@@ -117,13 +117,14 @@ class Service:
         """What `/health` answers: `status` is `healthy` only if it takes instances of every environment."""
         down = [hall.environment for hall in self._halls.values() if not hall.alive]
         status = "draining" if self.draining else f"no sandbox of {', '.join(down)} is up" if down else "healthy"
-        instances, calls, refused = self._admission.statistics()
+        instances, calls, refused, record_bytes = self._admission.statistics()
         return {
             "status": status,
             "version": str(list(self._halls)),
             "instances": instances,
             "calls": calls,
             "refused": refused,
+            "record_bytes": record_bytes,
             "released_idle": self._register.released_idle,
             "boxes": len(self._boxes),
             "wire_connections": len(self._connections),

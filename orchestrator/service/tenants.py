@@ -60,11 +60,12 @@ class Tenants:
 
 
 class AdmissionStatistics(NamedTuple):
-    """Instances and requests now, and how many were refused so far."""
+    """Instances and requests now, how many were refused so far, and the bytes of all records."""
 
     instances: int
     calls: int
     refused: int
+    record_bytes: int
 
 
 class Admission:
@@ -75,6 +76,7 @@ class Admission:
         self._instances = 0
         self._calls = 0
         self._refused = 0
+        self._bytes = 0
         self.draining = False
         """Set when the service ends: what lives may go on, nothing begins."""
 
@@ -106,6 +108,16 @@ class Admission:
         tenant.instances += 1
         return Place(self, tenant)
 
+    def step(self) -> None:
+        """One step more of some instance, whose record grows by it. Raises Refusal (503)."""
+        if self._bytes >= self._limits.record_bytes:
+            self._refused += 1
+            raise busy("the records of all instances take the memory that they may: release those that are done")
+
+    def weigh(self, more: int) -> None:
+        """A record has grown, or is forgotten; called by its place."""
+        self._bytes += more
+
     def give_back(self, tenant: Tenant) -> None:
         """One instance less; called by its place, once."""
         self._instances -= 1
@@ -113,20 +125,28 @@ class Admission:
 
     def statistics(self) -> AdmissionStatistics:
         """Counts; cheap."""
-        return AdmissionStatistics(self._instances, self._calls, self._refused)
+        return AdmissionStatistics(self._instances, self._calls, self._refused, self._bytes)
 
 
 class Place:
     """An admitted instance's place. Give it back when the instance has ended."""
 
-    __slots__ = ("_admission", "_tenant")
+    __slots__ = ("_admission", "_bytes", "_tenant")
 
     def __init__(self, admission: Admission, tenant: Tenant) -> None:
         self._admission: Admission | None = admission
         self._tenant = tenant
+        self._bytes = 0
+
+    def weigh(self, size: int) -> None:
+        """Say how many bytes the instance's record has now; nothing once the place is given back."""
+        if self._admission is not None:
+            self._admission.weigh(size - self._bytes)
+            self._bytes = size
 
     def give_back(self) -> None:
         """Idempotent."""
+        self.weigh(0)
         admission, self._admission = self._admission, None
         if admission is not None:
             admission.give_back(self._tenant)

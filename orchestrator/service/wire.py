@@ -52,6 +52,11 @@ class _Session:
         self.episode: DrivenEpisode | None = None
         self.place: Place | None = None
 
+    def weigh(self) -> None:
+        """Have its record counted."""
+        if self.place is not None and self.episode is not None:
+            self.place.weigh(self.episode.size)
+
     def end(self) -> None:
         """Forget it. Idempotent."""
         if self.task is not None:
@@ -196,7 +201,9 @@ class WireConnection:
         if episode is None:
             self._replies.error(call.id, ErrorCode.UNKNOWN_SESSION, f"session {call.session} is not open")
         elif call.op == Op.STEP:
+            self._admission.step()
             observation = await episode.step(call.body)
+            session.weigh()
             self._replies.add(call.id, Status.OK, observation.reward, observation.done, observation.body)
         elif call.op == Op.EVALUATE:
             grade = await episode.evaluate(_object(call.body) or None)
@@ -214,6 +221,7 @@ class WireConnection:
                 raise UsageError("open needs a task (text), a seed (integer), options (object)")
         session.place = self._admission.instance(self._tenant)
         session.episode = await DrivenEpisode.open(self._hall, spec)
+        session.weigh()
         assert session.episode.first is not None, "an opened episode has an observation"
         return session.episode.first
 

@@ -135,6 +135,22 @@ async def test_quotas_are_told_apart_from_a_full_service() -> None:
         assert made.health()["instances"] == 3
 
 
+async def test_records_that_take_the_memory_they_may_admit_no_step_until_some_are_released() -> None:
+    async with serving(limits=ServiceLimits(record_bytes=100_000)) as made, client(made) as http:
+        for name in "ab":
+            await http.done("create", task_id="toy_0", instance_id=name)
+        await http.done("step", instance_id="a", messages=say("x" * 150_000))
+        for name in "ab":
+            data = orjson.dumps({"instance_id": name, "messages": say("add 1")})
+            async with http.http.post(f"{made.url}/step", data=data) as response:
+                assert (response.status, "Retry-After" in response.headers) == (503, True)
+        assert await http.done("evaluate", instance_id="a") == 0.5
+        assert (await http.post("release", instance_id="a"))[0] == 200
+        await http.done("step", instance_id="b", messages=say("add 1"))
+        await http.post("release", instance_id="b")
+        assert made.health()["record_bytes"] == 0
+
+
 async def test_idle_instances_are_released_but_not_while_a_step_runs() -> None:
     limits = ServiceLimits(idle_s=0.3, step_s=5.0)
     async with serving(limits=limits) as made, client(made) as http:

@@ -86,7 +86,7 @@ def test_requests_under_way_are_bounded() -> None:
             pass
         assert (refused.value.status, refused.value.retry_after is not None) == (503, True)
     with admission.call():
-        assert admission.statistics() == (0, 1, 1)
+        assert admission.statistics() == (0, 1, 1, 0)
 
 
 def test_idle_boxes_make_room_and_others_are_kept() -> None:
@@ -110,16 +110,17 @@ def test_idle_boxes_make_room_and_others_are_kept() -> None:
 
 
 class Admitting(RuleBasedStateMachine):
-    """Places taken and given back, some of them twice, against plain counts."""
+    """Places taken, weighed and given back, some of them twice, against plain counts."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.limits = ServiceLimits(instances=5, instances_per_token=3)
+        self.limits = ServiceLimits(instances=5, instances_per_token=3, record_bytes=200)
         self.admission = Admission(self.limits)
         tenants = Tenants(TOKENS)
         self.tenants = [tenants.identify(f"Bearer {token}") for token in TOKENS.values()]
         self.held: list[tuple[Tenant, Place]] = []
         self.given: list[Place] = []
+        self.weights: dict[Place, int] = {}
 
     @rule(number=st.integers(0, 1))
     def take(self, number: int) -> None:
@@ -138,12 +139,29 @@ class Admitting(RuleBasedStateMachine):
         if number < len(self.held):
             place = self.held.pop(number)[1]
             place.give_back()
+            self.weights.pop(place, None)
             self.given.append(place)
+
+    @rule(number=st.integers(0, 4), size=st.integers(0, 100))
+    def weigh(self, number: int, size: int) -> None:
+        if number < len(self.held):
+            self.held[number][1].weigh(size)
+            self.weights[self.held[number][1]] = size
+
+    @rule()
+    def step(self) -> None:
+        if sum(self.weights.values()) < self.limits.record_bytes:
+            self.admission.step()
+            return
+        with pytest.raises(Refusal) as refused:
+            self.admission.step()
+        assert (refused.value.status, refused.value.retry_after is not None) == (503, True)
 
     @rule()
     def give_back_again(self) -> None:
         for place in self.given:
             place.give_back()
+            place.weigh(1000)
 
     @rule(draining=st.booleans())
     def drain(self, draining: bool) -> None:
@@ -152,6 +170,7 @@ class Admitting(RuleBasedStateMachine):
     @invariant()
     def counts_are_right(self) -> None:
         assert self.admission.statistics().instances == len(self.held)
+        assert self.admission.statistics().record_bytes == sum(self.weights.values())
         for tenant in self.tenants:
             assert tenant.instances == sum(holder is tenant for holder, _ in self.held)
 
