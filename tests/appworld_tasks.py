@@ -76,7 +76,7 @@ def write(python: Path, root: Path) -> Path:
 
 
 def settle(folder: Path, root: Path) -> Path:
-    """A home of the project's (`ROLLOUT_HOME`) in `folder`: the user's own venvs, and as data what `root` holds.
+    """A home of the project's (`ROLLOUT_HOME`) in `folder`: the user's venvs and wheels, as data what `root` holds.
 
     The caller sets the variable; this is for the host alone, and works whatever the variable is now.
     """
@@ -84,7 +84,9 @@ def settle(folder: Path, root: Path) -> Path:
     from backends.environments.data import register
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "envs").symlink_to(home() / "envs")
+    for kept in ("envs", "wheels"):
+        (home() / kept).mkdir(parents=True, exist_ok=True)
+        (folder / kept).symlink_to(home() / kept)
     register(find("appworld"), root, folder / "data", lambda line: None)
     return folder
 

@@ -109,7 +109,7 @@ class EnvironmentSpec:
     @property
     def venv(self) -> Path | None:
         """Where its own venv lies or will lie; None where the host's interpreter serves it."""
-        if not self.requirements and not self.requirements_no_deps:
+        if not (self.requirements or self.requirements_no_deps or self.setup):
             return None
         return home() / "envs" / f"{self.name}-{self.requirements_digest}"
 

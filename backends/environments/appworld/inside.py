@@ -3,7 +3,7 @@
 Options of `open`: `simple` (false): a short manual, text without a block of code is code, output comes as it is;
 `prompt` (true): whether the manual is given at all; `tools` (false): whether the tool `appworld` is announced (calls of
 it are understood in any case); `sparse` (false): whether grades are sparse where `evaluate` does not say; `action_s`
-(30): how many seconds the code of one message may take. The episode's seed changes nothing: AppWorld's own random
+(20): how many seconds the code of one message may take. The episode's seed changes nothing: AppWorld's own random
 numbers follow from the task.
 
 Deterministic as far as AppWorld is: what its apps answer follows from the task and the actions, the clock stands still,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backends.environments.appworld.session import AppWorldSession
     from backends.server.environment import Environment, Grade, Reply, Tasks
 
-ACTION_S: Final = 30
+ACTION_S: Final = 20
 """Below the step's own limit, so that endless code is answered by an observation."""
 
 

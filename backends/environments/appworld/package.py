@@ -78,6 +78,11 @@ def take_outputs() -> Path:
     return Path(tempfile.mkdtemp(prefix="world-", dir=Path(os.environ["APPWORLD_ROOT"]) / _OUTPUTS))
 
 
+def without_names(text: str, outputs: Path) -> str:
+    """A text in which nothing tells one process's folders from another's."""
+    return text.replace(Path(os.environ["APPWORLD_ROOT"]).name, "appworld").replace(outputs.name, "world")
+
+
 def databases(outputs: Path, task: str) -> Path:
     """Where a world's databases are written in its folder, one file of changes for each app."""
     return outputs / "tasks" / task / "dbs"

@@ -85,7 +85,7 @@ class World:
         except BaseException as error:  # noqa: BLE001  # the agent's code may raise, and break, anything
             self._recover()
             output = f"Execution failed. Traceback:\n{type(error).__name__}: {error}"
-        return _shown(output)
+        return _shown(package.without_names(output, self._outputs))
 
     def completed(self) -> bool:
         """Whether the task has been called complete. A world that code has broken beyond an answer counts as over."""

@@ -175,9 +175,11 @@ def test_code_that_breaks_things_gets_an_answer(play: Player) -> None:
 def test_equal_actions_give_equal_bytes(play: Player, another: Player) -> None:
     jobs = [{"task": task.id, "actions": [block(task.solution)]} for task in appworld_tasks.tasks()[::4]]
     curious = (
-        "print(apis, apis.phone.login, DateTime.now(), random.random(), object())\nfor x in {'a', 'b', 'c'}: print(x)"
+        "import os, pathlib\nprint(apis, apis.phone.login, object(), {'a', 'b', 'c'})\n"
+        "print(DateTime.now(), random.random(), os.environ['APPWORLD_ROOT'].rpartition('/')[2])"
     )
-    jobs.append({"task": FIRST, "actions": [block(curious), block("1/0"), block(curious)], "seed": 2**62})
+    lost = "print(pathlib.Path(os.environ['APPWORLD_ROOT'], 'nothing').read_text())"
+    jobs.append({"task": FIRST, "actions": [block(curious), block("1/0"), block(lost), block(curious)], "seed": 2**62})
     first, second = play(*jobs), another(*reversed(jobs))
     for one, other in zip(first, reversed(second), strict=True):
         assert one["bodies"] == other["bodies"]
