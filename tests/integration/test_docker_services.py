@@ -22,16 +22,19 @@ from backends.sandboxes.docker.service_image import ServiceImage, Volume
 from bench.reference import Reference, reference
 from bench.reference_answers import answers
 from bench.strikes import docker
-from orchestrator import Orchestrator
+from orchestrator import Orchestrator, Run
 from orchestrator.errors import SandboxError, SandboxLost, Unavailable
 from orchestrator.testing import BACKEND_CHECKS, run_check
 from orchestrator.types import EpisodeSpec, FailureKind, RunId
 from policies.agents.replay import ReplayPolicy
+from policies.agents.scripted import ScriptedPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from backends.sandboxes.remote.instances import ServiceSandbox
+    from orchestrator.protocols import EpisodeContext
+    from orchestrator.records import ConversationView
 
 pytestmark = pytest.mark.usefixtures("containers")
 SOLUTIONS = {task: count_to(6) for task in TASKS}
@@ -107,6 +110,23 @@ async def test_an_action_that_ends_the_service_is_told_from_the_daemon(image: st
         with pytest.raises(SandboxLost) as lost:
             await idle.step(say("add 1"))
         assert not lost.value.suspect
+
+
+def mostly_counting(view: ConversationView, ctx: EpisodeContext) -> str:
+    return "crash" if ctx.key.task == "count_3" and view.turn == 2 else "add 1"
+
+
+async def test_an_agent_that_ends_its_service_again_and_again_costs_no_other_episode(
+    image: str, tmp_path: Path
+) -> None:
+    policy = ScriptedPolicy(mostly_counting)
+    run = Orchestrator(backend=counts(image), policy=policy, out=tmp_path / "run", concurrency=8, sandboxes=1)
+    async with run as orchestrator:
+        summary = await orchestrator.run(episodes=8)
+    assert (summary.outcomes, summary.reward_one) == ({"completed": 7, "truncated": 1}, 7)
+    with Run.open(tmp_path / "run") as finished:
+        stops = {one.key.task: one.stop_reason for one in finished.episodes()}
+    assert stops["count_3"] == "agent_killed_env"
 
 
 async def test_a_service_that_does_not_start_says_why(image: str, daemon: None) -> None:
