@@ -256,3 +256,15 @@ async def test_an_environment_that_cannot_be_loaded() -> None:
             raise AssertionError("entered")
     zygote.line.close()
     zygote.server._line.close()
+
+
+async def test_a_zygote_that_buries_nobody_takes_the_server_along(
+    zygote: Zygote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "BURIAL_S", 0.0)
+    session = await zygote.opened()
+    stepping = asyncio.create_task(session.step(b"action"), name="stepping")
+    await zygote.asked()
+    stepping.cancel()
+    await _until(lambda: zygote.lost)
+    assert "does not bury" in zygote.lost[0]
