@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 from uuid import uuid4
 
-from orchestrator.delivery import consume, deliver
+from orchestrator.delivery import consume, hand_over
 from orchestrator.engine import Engine
 from orchestrator.episode import EpisodeServices, EpisodeSettings
 from orchestrator.errors import (
@@ -32,6 +32,7 @@ from orchestrator.journal import Journal
 from orchestrator.planning import Resolved, probe, resolve
 from orchestrator.playing import LocalPlayer
 from orchestrator.pool import Pool
+from orchestrator.protocols import LendingQueue
 from orchestrator.records import EpisodeBuffer, header
 from orchestrator.retry import RetryPolicy
 from orchestrator.rundir import RunDirectory
@@ -210,12 +211,14 @@ class Orchestrator:
         """
         engine = await self._prepare(split, tasks, group_size, episodes, self._consumer)
         if engine is None:
+            if isinstance(self._queue, LendingQueue):
+                await self._queue.finish()  # an earlier life may have died before it could
             return self._ended()
         if self._queue is None:
             await self._run(engine)
             return await self._conclude(engine)
-        async with consume(self._directory.store, self._queue.name, engine.releases) as groups:
-            await self._beside(engine, deliver(groups, self._queue, self._emit))
+        async with hand_over(self._directory.store, self._queue, engine.releases, self._emit) as delivery:
+            await self._beside(engine, delivery)
         return await self._conclude(engine)
 
     async def collect(

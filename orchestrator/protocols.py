@@ -195,3 +195,22 @@ class TrainerQueue(Protocol):
         Cancelled: the group counts as not accepted and is delivered again.
         """
         ...
+
+
+@runtime_checkable
+class LendingQueue(TrainerQueue, Protocol):
+    """A queue whose groups workers acknowledge: a group stays in the outbox until one has, whatever dies before that.
+
+    `deliver` returning means that a group was taken in; it is not waited for its acknowledgement.
+    """
+
+    async def acked(self) -> Sequence[int]:
+        """The numbers of groups that were acknowledged since the last call, or wait for some. Each is named once.
+
+        Raising ends the run with RunFailed. Cancelled: those are named by the next call.
+        """
+        ...
+
+    async def finish(self) -> None:
+        """The run is complete and every acknowledgement is durable: workers may go. Idempotent."""
+        ...
