@@ -1,8 +1,8 @@
 """The boxes of the manager's routes: names that a client takes, and under which its instances lie.
 
 Owns the boxes. A box is a name and an environment, no process: it costs nothing, and so it outlives idle instances. It
-ends when its client releases it, or when it has held no instance and no call has named it for BOX_IDLE_S. Always true:
-a box belongs to one tenant, and nobody else can find it.
+ends when its client releases it, or where its tenant has as many as it may, when it has held no instance and no call
+has named it for BOX_IDLE_S. Always true: a box belongs to one tenant, and nobody else can find it.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ MAX_PENDING: Final = 8192
 """Calls of a connection that may wait for an answer before no more is read."""
 MAX_HELD: Final = 2 * MAX_FRAME
 """Bytes of their bodies, likewise."""
+LISTS: Final = 4
+"""Lists of tasks that are asked for at once."""
 
 
 class _Session:
@@ -86,7 +88,8 @@ class WireConnection:
         self._admission = admission
         self._limits = limits
         self._sessions: dict[int, _Session] = {}
-        self._inquiries: set[asyncio.Task[None]] = set()
+        self._lists: set[asyncio.Task[None]] = set()
+        self._listing = asyncio.Semaphore(LISTS)
         self._announced: set[str] = set()
         self._pending = 0
         self._held = 0
@@ -123,7 +126,7 @@ class WireConnection:
         await self._socket.close(code=aiohttp.WSCloseCode.GOING_AWAY, message=b"the service is ending")
 
     async def _end(self, sender: asyncio.Task[None]) -> None:
-        tasks = {sender, *self._inquiries}
+        tasks = {sender, *self._lists}
         tasks |= {session.task for session in self._sessions.values() if session.task is not None}
         for session in self._sessions.values():
             session.end()
@@ -156,12 +159,18 @@ class WireConnection:
                     self._let_go(waiting)
                 session.end()
             return
+        if call.op == Op.PING:
+            self._replies.add(call.id, Status.OK, 0.0, False, b"{}")
+            return
+        if call.op == Op.SOLUTION:
+            self._replies.error(call.id, ErrorCode.FORBIDDEN, "a service gives no solutions")
+            return
         self._pending += 1
         self._held += len(call.body)
-        if call.op in {Op.PING, Op.TASKS, Op.SOLUTION}:
-            task = asyncio.create_task(self._inquire(call), name=f"wire-call-{call.id}")
-            self._inquiries.add(task)
-            task.add_done_callback(self._inquiries.discard)
+        if call.op == Op.TASKS:
+            task = asyncio.create_task(self._list(call), name=f"wire-tasks-{call.id}")
+            self._lists.add(task)
+            task.add_done_callback(self._lists.discard)
             return
         session = self._sessions.get(call.session)
         if session is None:
@@ -230,22 +239,18 @@ class WireConnection:
         most = self._limits.step_s
         return min(float(wanted), most) if isinstance(wanted, int | float) and 0 < wanted < most else most
 
-    async def _inquire(self, call: Call) -> None:
-        if self._replies.full:
-            await self._replies.room()
-        await self._answered(call, self._inquired(call))
+    async def _list(self, call: Call) -> None:
+        async with self._listing:  # a list is long: few at a time are in memory
+            if self._replies.full:
+                await self._replies.room()
+            await self._answered(call, self._listed(call))
         self._let_go(call)
 
-    async def _inquired(self, call: Call) -> None:
-        if call.op == Op.PING:
-            self._replies.add(call.id, Status.OK, 0.0, False, b"{}")
-        elif call.op == Op.SOLUTION:
-            self._replies.error(call.id, ErrorCode.FORBIDDEN, "a service gives no solutions")
-        else:
-            tasks = await self._hall.tasks(str(_object(call.body).get("split", "")))
-            left = {name: {"count": count, "needs": needs} for name, (count, needs) in tasks.left_out.items()}
-            body = orjson.dumps({"tasks": list(tasks.ids), "left_out": left})
-            self._replies.add(call.id, Status.OK, 0.0, False, body)
+    async def _listed(self, call: Call) -> None:
+        tasks = await self._hall.tasks(str(_object(call.body).get("split", "")))
+        left = {name: {"count": count, "needs": needs} for name, (count, needs) in tasks.left_out.items()}
+        body = orjson.dumps({"tasks": list(tasks.ids), "left_out": left})
+        self._replies.add(call.id, Status.OK, 0.0, False, body)
 
     async def _answered(self, call: Call, performing: Coroutine[None, None, None]) -> None:
         """The one place where a failure becomes an error on the wire."""
