@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import re
+from pathlib import Path
 
 import pytest
 
-from backends.environments.appworld.inside import environment, read_options, read_sparse
+from backends.environments.appworld.inside import Options, environment, read_options, read_sparse
 from backends.environments.appworld.tasks import Data
 from backends.environments.catalog import find
 from backends.environments.data import register
 from backends.server.environment import EnvironmentFault
 from orchestrator.errors import UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 IDS = {"train": "a1_1\na1_2:tagged\n", "dev": "b2_1\n\n", "test_normal": "c3_1\n", "test_challenge": "d4_1\nd4_2"}
 
@@ -114,3 +112,12 @@ def test_what_the_package_left_beside_its_data_is_not_registered(folder: Path, t
     assert [path.name for path in target.iterdir()] == ["data"]
     assert (target / "data" / "tasks" / "a1_1" / "specs.json").read_text(encoding="utf-8") == "{}"
     assert (target / "data" / "api_docs" / "standard" / "a.json").is_file()
+
+
+def test_the_guide_names_every_option() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "appworld.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", guide, re.MULTILINE))
+    assert set(rows) == set(Options._fields)
+    for name, value in Options()._asdict().items():
+        shown = f"default {value}" if name == "action_s" else f"`{str(value).lower()}` (default)"
+        assert shown in rows[name], name
