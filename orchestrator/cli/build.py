@@ -29,7 +29,7 @@ def orchestrator(config: RunConfig, out: Path, *, resume: bool, listener: Listen
         policy=policy(config),
         out=out,
         concurrency=config.concurrency,
-        sandboxes=config.sandboxes,
+        sandboxes=_sandboxes(config),
         seed=config.seed,
         durability=config.durability,
         options=config.env_option,
@@ -84,6 +84,12 @@ def backend(config: RunConfig) -> Backend:
             return RayBackend(config.env, **_cluster(config))
         case other:
             assert_never(other)
+
+
+def _sandboxes(config: RunConfig) -> int | None:
+    """One container of somebody else's service, unless more are asked for: it starts a process for each instance."""
+    own = config.backend
+    return config.sandboxes or (1 if isinstance(own, Docker) and own.image_protocol == "env_service" else None)
 
 
 def _solutions(source: str | None) -> Mapping[str, Sequence[bytes]] | None:
@@ -170,7 +176,11 @@ async def ensure_ready(config: RunConfig, *, install: bool) -> None:
     match config.backend:
         case Docker(image_protocol="rollout", image=image):
             await ensure_image(find(config.env), image, build=install)
-        case Docker(solutions=solutions) | Remote(solutions=solutions):
+        case Docker(image=image, solutions=solutions):
+            assert image is not None, "checked with the configuration"
+            await _ensure_solutions(config, solutions, install=install)
+            await _ensure_service_image(image, pull=install)
+        case Remote(solutions=solutions):
             await _ensure_solutions(config, solutions, install=install)
         case Local() | Ray():
             await ensure_installed(find(config.env), install=install)
@@ -212,6 +222,18 @@ async def ensure_image(spec: EnvironmentSpec, image: str | None, *, build: bool)
     async with await Engine.connect() as engine:
         with steps_shown(f"image of {spec.name}") as progress:
             await ensure(engine, spec, image, progress, build_missing=build)
+
+
+async def _ensure_service_image(image: str, *, pull: bool) -> None:
+    """Find or pull somebody else's image, saying so; with `pull` False raises Unavailable instead of pulling."""
+    from backends.sandboxes.docker.images import base_image, found_or_pulled
+    from backends.sandboxes.docker.port import Engine
+    from orchestrator.cli.steps import steps_shown
+
+    async with await Engine.connect() as engine:
+        with steps_shown(f"image {image}") as progress:
+            await found_or_pulled(engine, image, progress, pull_missing=pull)
+            await base_image(engine, progress)
 
 
 def absolute(config: RunConfig) -> RunConfig:

@@ -130,12 +130,12 @@ async def build_base(engine: Engine, progress: Progress) -> str:
     return name
 
 
-async def found_or_pulled(engine: Engine, image: str, progress: Progress) -> None:
+async def found_or_pulled(engine: Engine, image: str, progress: Progress, *, pull_missing: bool = True) -> None:
     """An image of somebody else's, as it is. Raises Unavailable where there is none and it cannot be pulled."""
     try:
         await engine.image_id(image)
     except NotThere:
-        if not await _pulled(engine, image, progress):
+        if not (pull_missing and await _pulled(engine, image, progress)):
             raise Unavailable(
                 f"there is no image {image}, and no registry gives it: pull or build it where it can be had, then "
                 "`docker save` it there and `docker load` it here"

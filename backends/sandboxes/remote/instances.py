@@ -94,7 +94,6 @@ class ServiceSandbox:
         self._live: set[ServiceSession] = set()
         self._releases: dict[asyncio.Task[None], ServiceSession] = {}
         self._probe: asyncio.Task[None] | None = None
-        self._buried = False
         self._calls = 0
         self._pending = 0
 
@@ -224,19 +223,21 @@ class ServiceSandbox:
         self._live.discard(session)
         task = asyncio.create_task(self._release(session), name=f"release-{session.id}")
         self._releases[task] = session
-        task.add_done_callback(self._releases.pop)
+        task.add_done_callback(self._forgotten)
+
+    def _forgotten(self, task: asyncio.Task[None]) -> None:
+        """Also for a release that was cancelled before it had begun."""
+        del self._releases[task]
+        self._admission.slots.release()
 
     async def _release(self, session: ServiceSession) -> None:
-        try:
-            if (creating := session.creating) is not None and not creating.done():
-                await asyncio.wait({creating})  # a release that overtook its creation would leave the instance
-            for attempt in range(_RELEASES):
-                if self._buried or await self._released(session.id, attempt):
-                    return
-                await asyncio.sleep(_RELEASE_PAUSE_S)
-            log.error("instance %s is left to the service's own idle clean-up", session.id)
-        finally:
-            self._admission.slots.release()
+        if (creating := session.creating) is not None and not creating.done():
+            await asyncio.wait({creating})  # a release that overtook its creation would leave the instance
+        for attempt in range(_RELEASES):
+            if await self._released(session.id, attempt):
+                return
+            await asyncio.sleep(_RELEASE_PAUSE_S)
+        log.error("instance %s is left to the service's own idle clean-up", session.id)
 
     async def _released(self, instance: str, attempt: int) -> bool:
         try:
@@ -260,7 +261,6 @@ class ServiceSandbox:
     async def bury(self, failure: Failure) -> None:
         """The service is ended with all its instances: nothing is asked of it any more."""
         self.condemn(failure)
-        self._buried = True
         for session in list(self._live):
             session.close()
         for release, session in self._releases.items():
