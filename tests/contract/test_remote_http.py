@@ -15,7 +15,7 @@ from orchestrator import Orchestrator, Run
 from orchestrator.errors import RunFailed, SandboxError, SandboxLost
 from orchestrator.retry import RetryPolicy
 from orchestrator.testing import BACKEND_CHECKS, run_check
-from orchestrator.types import EpisodeSpec, FailureKind, RunId
+from orchestrator.types import EpisodeSpec, Failure, FailureKind, RunId
 from policies.agents.replay import ReplayPolicy
 from policies.agents.scripted import ScriptedPolicy
 
@@ -153,6 +153,20 @@ async def test_a_service_that_is_gone_is_lost_as_a_whole_and_asked_nothing_more(
             await idle.step(say("add 1"))
         assert not told.value.suspect
         assert proxy.calls["step"] == 1
+
+
+async def test_the_places_of_a_buried_sandboxs_instances_are_free_again() -> None:
+    async with plain() as proxy:
+        backend = RemoteBackend(proxy.url, environment="toy", max_instances=1)
+        backend.configure(run=RunId("r"), with_solutions=False, logs=None, call_limit_s=5.0)
+        async with backend:
+            first_one = await backend.create()
+            session, _ = await first_one.open(EpisodeSpec("toy_0", 0, 5.0))
+            await first_one.bury(Failure(FailureKind.SANDBOX_LOST, "call", "its container was removed"))  # type: ignore[union-attr]
+            assert proxy.calls["release"] == 0
+            async with asyncio.timeout(5):
+                await (await backend.create()).open(EpisodeSpec("toy_0", 0, 5.0))
+            session.close()
 
 
 async def test_a_run_waits_for_a_service_that_comes_back_and_is_right(tmp_path: Path) -> None:
