@@ -122,6 +122,30 @@ async def test_refusals_that_are_not_read_are_bounded_too(monkeypatch: pytest.Mo
         await socket.close()
 
 
+async def test_calls_that_wait_are_bounded_in_bytes_and_forgotten_with_their_session() -> None:
+    sleeps = orjson.dumps(say("sleep 60" + " " * 1_000_000))
+    opening = orjson.dumps({"task": "toy_0", "seed": 0, "options": {}})
+    async with serving(limits=ServiceLimits(step_s=60.0)) as made, client(made) as http:
+        socket = await http.http.ws_connect(f"{made.url}/wire", timeout=aiohttp.ClientWSTimeout(ws_close=0.1))
+        await socket.receive_str()
+
+        async def pile(session: int, steps: int) -> None:
+            await socket.send_bytes(encode([[1, Op.OPEN, session, 0, len(opening)]], [opening]))
+            for seq in range(1, steps):
+                await socket.send_bytes(encode([[1, Op.STEP, session, seq, len(sleeps)]], [sleeps]))
+            await socket.send_bytes(encode([[1, Op.CLOSE, session, steps, 0], [session, Op.PING, 0, 0, 0]], []))
+            while decode_answers(await socket.receive_bytes())[-1][0] != session:
+                pass
+
+        async with asyncio.timeout(20):
+            for session in range(2, 6):  # four times nearly as much as may wait at once, each time closed
+                await pile(session, 32)
+        with pytest.raises(TimeoutError):  # more than may wait is not even read
+            async with asyncio.timeout(2):
+                await pile(6, 100)
+        await socket.close()
+
+
 def calls(first: int, op: Op, seq: int, body: bytes) -> bytes:
     header = [[first + n, op, n, seq, len(body)] for n in range(SESSIONS)]
     return encode(header, [body] * SESSIONS)
