@@ -37,7 +37,7 @@ from orchestrator.scheduler import (
     Tick,
     WakeAt,
 )
-from orchestrator.types import REWARDED, StopReason, Trajectory
+from orchestrator.types import REWARDED, FailureKind, StopReason, Trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Counters:
-    """What this life of the run has done. CPU in seconds, of the whole process."""
+    """What this life of the run has done. CPU in seconds, of this process and of its shards."""
 
     ended: int = 0
     steps: int = 0
@@ -67,6 +67,8 @@ class Counters:
     retried: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    attempts_lost: int = 0
+    """Begun anew because their shard ended, and their steps with it."""
     cpu_s: float = 0.0
     sandbox_cpu_s: float = 0.0
     wall_start: float = 0.0
@@ -148,7 +150,7 @@ class Engine:
         gc.collect()
         gc.freeze()  # what start-up built stays: the collector need not walk it again and again
         gc.set_threshold(100_000, 50, 100)
-        self._cpu_start = time.process_time()
+        self._cpu_start = time.process_time() + self._player.own_cpu_seconds()
         self._sandbox_cpu_start = self._player.cpu_seconds()
         self.counters.wall_start = self.counters.wall_end = time.monotonic()
 
@@ -170,7 +172,7 @@ class Engine:
 
     def committed(self, keys: Sequence[EpisodeKey], seqs: Sequence[int]) -> None:
         """Called by the store once a commit."""
-        self.counters.cpu_s = time.process_time() - self._cpu_start
+        self.counters.cpu_s = time.process_time() + self._player.own_cpu_seconds() - self._cpu_start
         self.counters.wall_end = time.monotonic()
         self._player.stored(keys)
         self.feed(Stored(keys, len(seqs)))
@@ -241,6 +243,8 @@ class Engine:
             del self._episodes[key]
             self._held[key] = unplayed.buffer
             self.counters.retried += 1
+            lost = unplayed.failure
+            self.counters.attempts_lost += lost.kind is FailureKind.SHARD_LOST and not lost.retryable
             self._emit(EpisodeRetried(key, attempt, unplayed.failure))
             self.feed(Failed(key, unplayed.failure))
         else:

@@ -47,6 +47,10 @@ class Player(Protocol):
         """User + system CPU of all sandboxes so far."""
         ...
 
+    def own_cpu_seconds(self) -> float:
+        """User + system CPU of what plays outside this process, sandboxes apart."""
+        ...
+
 
 class LocalPlayer:
     """Plays in this process, on its own sandboxes. `journal` makes steps durable."""
@@ -72,3 +76,7 @@ class LocalPlayer:
     def cpu_seconds(self) -> float:
         """See `Player.cpu_seconds`."""
         return self._services.pool.cpu_seconds()
+
+    def own_cpu_seconds(self) -> float:
+        """See `Player.own_cpu_seconds`."""
+        return 0.0

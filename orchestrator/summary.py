@@ -21,8 +21,9 @@ class Summary:
 
     Of the whole run, over all its lives: `episodes`, `planned`, `outcomes`, the rewards, `steps`, `model_calls`, the
     tokens, `recovered_episodes`, `duplicates`, `redelivered`, `groups`, `lives`. Of the last life alone, which wrote
-    this: `wall_s`, the rates, the CPU figures, `peak_rss_mb`, `failures`, and `life_episodes` and `life_steps`, from
-    which its rates follow. In a run that was never resumed both are the same.
+    this: `wall_s`, the rates, the CPU figures, `peak_rss_mb`, `failures`, `attempts_lost` (begun anew because their
+    shard ended with their steps: their model calls were made again), and `life_episodes` and `life_steps`, from which
+    its rates follow. In a run that was never resumed both are the same.
 
     Times in seconds, CPU in microseconds a step (user + system of the whole process, from the first admission to the
     last durable commit; the sandboxes' includes their descendants), memory in MiB. `cpu_s_sandbox` is in seconds, exact
@@ -57,6 +58,7 @@ class Summary:
     life_episodes: int
     life_steps: int
     cpu_s_sandbox: float
+    attempts_lost: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
@@ -135,6 +137,7 @@ async def summarise(
         life_episodes=life_episodes,
         life_steps=steps,
         cpu_s_sandbox=sandbox_cpu,
+        attempts_lost=counters.attempts_lost,
         failures={str(kind): count for kind, count in counters.failures.items()},
         left_out=left_out,
     )

@@ -160,6 +160,10 @@ class Crew:
         """See `Player.cpu_seconds`: as the shards said last."""
         return self._gone_sandbox_cpu + sum(link.standing.sandbox_cpu_s for link in self._links)
 
+    def own_cpu_seconds(self) -> float:
+        """See `Player.own_cpu_seconds`: as the shards said last."""
+        return self.statistics().cpu_s
+
     def statistics(self) -> CrewStatistics:
         """Counts; cheap."""
         sandboxes = sum(link.standing.sandboxes for link in self._links)

@@ -17,7 +17,7 @@ from backends.environments.catalog import find
 from backends.sandboxes.link import LinkedSandbox
 from backends.sandboxes.listener import Listener, Tcp
 from backends.sandboxes.process import death
-from backends.sandboxes.ray.cluster import NAMESPACE, RayOptions, actors_of, connection, module, own_address
+from backends.sandboxes.ray.cluster import NAMESPACE, RayOptions, actors_of, connection, module, own_address, told
 from backends.sandboxes.ray.host import Launch, Prepared, SandboxHost
 from backends.server.wire import MAX_BODY
 from orchestrator.errors import SandboxError, UsageError
@@ -191,7 +191,7 @@ class RayBackend:
             async with asyncio.timeout(INSTALL_S):
                 prepared: Prepared = await placed.actor.prepare.remote()
         except ray.exceptions.RayError as error:
-            raise self._refused(f"the actor could not be started: {_first_line(error)}") from None
+            raise self._refused(f"the actor could not be started: {told(error)}") from None
         except TimeoutError:
             raise self._refused(f"{what} within {limit_s:g} s: {self._wanted()}") from None
         if prepared.failure is not None:
@@ -207,7 +207,7 @@ class RayBackend:
             async with asyncio.timeout(START_S):
                 await placed.actor.launch.remote(prepared.incarnation, launch)
         except ray.exceptions.RayError as error:
-            raise self._refused(f"the server could not be started on its node: {_first_line(error)}") from None
+            raise self._refused(f"the server could not be started on its node: {told(error)}") from None
         except TimeoutError:
             raise self._refused(f"the actor did not answer within {START_S:g} s") from None
 
@@ -253,7 +253,7 @@ class RayBackend:
         try:
             return death(await placed.actor.ended.remote())
         except ray.exceptions.RayError as error:
-            return Failure(FailureKind.SANDBOX_LOST, "call", f"its actor or its node ended: {_first_line(error)}")
+            return Failure(FailureKind.SANDBOX_LOST, "call", f"its actor or its node ended: {told(error)}")
 
     async def _said(self, placed: _Placed) -> str:
         ray, _ = self._need_entered()
@@ -301,11 +301,6 @@ class RayBackend:
         if self._ray is None or self._listener is None:
             raise UsageError("enter the backend first: `async with RayBackend(...)`")
         return self._ray, self._listener
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def _kill_named(ray: ModuleType, name: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -24,6 +25,8 @@ NAMESPACE: Final = "rollout"
 CONNECT_S: Final = 60.0
 VERSION: Final = (2, 50)
 """The oldest Ray that this is written for."""
+
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 Strategy: TypeAlias = Literal["spread", "pack"]
 
@@ -144,3 +147,12 @@ def actors_of(ray: ModuleType, prefix: str) -> list[str]:
     """The names of living actors of ours that begin with `prefix`."""
     named = ray.util.list_named_actors(all_namespaces=True)
     return [one["name"] for one in named if one["namespace"] == NAMESPACE and one["name"].startswith(prefix)]
+
+
+def told(error: BaseException) -> str:
+    """What an error of Ray's comes to, in one line: its own first, or a remote traceback's last."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    remote = lines[0].startswith("ray::") or any(line.startswith("Traceback") for line in lines)
+    return lines[-1 if remote else 0][:300]

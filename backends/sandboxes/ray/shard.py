@@ -34,6 +34,7 @@ from orchestrator.records import EpisodeBuffer
 from orchestrator.shards import ShardRunner
 from orchestrator.shards.messages import MAX_FRAME, FrameError
 from orchestrator.shards.runner import STANDING_S
+from orchestrator.types import RunId
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -154,8 +155,9 @@ class _Shard:
 
     async def _start_pool(self) -> Pool:
         job = self._job
+        label = RunId(f"{job.run}-{self._slot}")  # the driver, and other shards, may be on this machine too
         self._backend.configure(
-            run=job.run, with_solutions=self._policy.needs_solutions, logs=None, call_limit_s=job.call_limit_s
+            run=label, with_solutions=self._policy.needs_solutions, logs=None, call_limit_s=job.call_limit_s
         )
         await self._stack.enter_async_context(self._backend)
         size = job.sandboxes or os.cpu_count() or 1

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager
+import sys
+import sysconfig
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Final
 
 from backends.sandboxes.listener import Listener, Tcp
-from backends.sandboxes.ray.cluster import RayOptions, connection, module, own_address
+from backends.sandboxes.ray.cluster import RayOptions, connection, module, own_address, told
 from backends.sandboxes.ray.shard import Packed, ShardHost, SocketChannel
 from orchestrator.errors import RunFailed, SandboxError, UsageError
 from orchestrator.shards import Crew
@@ -20,7 +25,7 @@ from orchestrator.shards.messages import MAX_FRAME
 from orchestrator.types import Failure, FailureKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from aiohttp import web
@@ -36,6 +41,7 @@ STARTS_BEFORE_GIVING_UP: Final = 4
 """Failed starts in a row, with no shard alive, after which the run cannot go on."""
 PAUSE_S: Final = 1.0
 SWEEP_S: Final = 1.0
+_PROJECT: Final = frozenset({"orchestrator", "backends", "policies", "bench"})
 END_S: Final = 10.0
 """What shards get to end in order."""
 
@@ -82,9 +88,10 @@ class RayShards:
         """See `Shards.pack`."""
         ray = module()
         try:
-            self._backend = ray.cloudpickle.dumps(backend)
-            self._policy = ray.cloudpickle.dumps(policy)
-        except (TypeError, AttributeError, ValueError) as error:
+            with _by_value(ray.cloudpickle):
+                self._backend = ray.cloudpickle.dumps(backend)
+                self._policy = ray.cloudpickle.dumps(policy)
+        except (TypeError, AttributeError, ValueError, PicklingError) as error:
             raise UsageError(f"a shard needs copies of the backend and the policy, and {error}") from None
 
     @asynccontextmanager
@@ -96,11 +103,12 @@ class RayShards:
             host = self._host if self._host is not None else await asyncio.to_thread(own_address, ray)
             listener = await stack.enter_async_context(Listener(Tcp(host, self._port, self._insecure, MAX_FRAME)))
             crew = Crew(self._count, job.settings.header, absorb, journalled=job.durable_steps)
-            keepers = await stack.enter_async_context(asyncio.TaskGroup())
             packed = Packed(job, self._backend, self._policy)
             slots = [_Slot(ray, self._options, listener, crew, packed, number) for number in range(self._count)]
-            tasks = [keepers.create_task(slot.keep(), name=f"shard-{slot.number}") for slot in slots]
-            tasks.append(keepers.create_task(_sweep(crew, slots), name="shard-sweep"))
+            tasks = [asyncio.create_task(slot.keep(), name=f"shard-{slot.number}") for slot in slots]
+            tasks.append(asyncio.create_task(_sweep(crew), name="shard-sweep"))
+            for task in tasks:
+                task.add_done_callback(partial(_notice, crew))
             try:
                 await crew.gathered(everyone=job.resume, within_s=FIRST_S)
                 yield crew
@@ -108,6 +116,7 @@ class RayShards:
                 await _ended(slots)
                 for task in tasks:
                     task.cancel()
+                await asyncio.wait(tasks)
 
 
 class _Slot:
@@ -139,7 +148,7 @@ class _Slot:
                 failures += 1
                 log.warning("shard %d did not start: %s", self.number, error)
                 if failures >= STARTS_BEFORE_GIVING_UP and self._crew.statistics().live == 0:
-                    self._crew.fail(f"no shard can be started: {_first_line(error)}")
+                    self._crew.fail(f"no shard can be started: {told(error)}")
                     return
             finally:
                 self.kill()
@@ -191,7 +200,14 @@ async def _answer(reference: Awaitable[Any]) -> Any:
     return await reference
 
 
-async def _sweep(crew: Crew, slots: Sequence[_Slot]) -> None:
+def _notice(crew: Crew, task: asyncio.Task[None]) -> None:
+    """A keeper that ended on what nobody expected ends the run, instead of leaving it to wait."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s ended", task.get_name(), exc_info=error)
+        crew.fail(f"{task.get_name()} ended: {error}")
+
+
+async def _sweep(crew: Crew) -> None:
     """End shards that hang: they are connected, and say nothing."""
     loop = asyncio.get_running_loop()
     while True:
@@ -212,6 +228,22 @@ def _either(*futures: asyncio.Future[Any]) -> set[asyncio.Future[Any]]:
     return set(futures)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+@contextmanager
+def _by_value(pickler: ModuleType) -> Iterator[None]:
+    """Modules of the user's own, which no node has installed, travel with what is pickled in here."""
+    installed = [Path(path) for name, path in sysconfig.get_paths().items() if name in {"stdlib", "purelib", "platlib"}]
+    own = []
+    for name, found in list(sys.modules.items()):
+        file = getattr(found, "__file__", None)
+        if file is None or name == "__main__" or name.partition(".")[0] in _PROJECT:
+            continue
+        path = Path(file)
+        if path.suffix == ".py" and not any(path.is_relative_to(folder) for folder in installed):
+            own.append(found)
+    for found in own:
+        pickler.register_pickle_by_value(found)
+    try:
+        yield
+    finally:
+        for found in own:
+            pickler.unregister_pickle_by_value(found)
