@@ -37,7 +37,7 @@ MAY_BLOCK = {
     "orchestrator/store/schema.py": {"create", "open_writer", "open_reader", "open_consumer", "holds_run"},
     "backends/environments/catalog.py": {"find", "stage", "_sources", "installed"},
     "backends/sandboxes/local.py": {"__aenter__", "_spawn", "destroy"},
-    "backends/sandboxes/process.py": {"spawn", "cpu_of", "cpu_below", "labelled"},
+    "backends/sandboxes/process.py": {"spawn", "children_of", "cpu_of", "labelled"},
     "backends/sandboxes/listener.py": {"__aenter__", "__aexit__", "open", "shut"},
     "backends/sandboxes/docker/port.py": {"_socket_path"},
     "backends/sandboxes/docker/usage.py": {"_paths", "_number", "_field", "first_child"},

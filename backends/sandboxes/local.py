@@ -24,7 +24,18 @@ from backends.environments.catalog import find
 from backends.environments.install import install
 from backends.sandboxes.link import LinkedSandbox
 from backends.sandboxes.listener import Listener
-from backends.sandboxes.process import Program, cpu_below, cpu_of, death, describe, end_of, kill, kill_group, labelled
+from backends.sandboxes.process import (
+    Program,
+    children_of,
+    cpu_below,
+    cpu_of,
+    death,
+    describe,
+    end_of,
+    kill,
+    kill_group,
+    labelled,
+)
 from backends.sandboxes.tail import Tail
 from backends.server.wire import MAX_BODY, MAX_CHILDREN
 from orchestrator.errors import SandboxError, Unavailable, UsageError
@@ -39,6 +50,8 @@ if TYPE_CHECKING:
 
 START_S: Final = 60.0
 """A server must have dialled in after this many seconds."""
+TAIL_S: Final = 3.0
+"""What a server leaves behind on purpose has ended everything by then."""
 _STRAY: Final = "pid-"
 """What the id of a server begins with that another process started."""
 UNSAFE_VARIABLE: Final = "ROLLOUT_UNSAFE_LOCAL"
@@ -151,14 +164,12 @@ class LocalBackend:
             if sandbox.startswith(_STRAY):
                 kill(int(sandbox.removeprefix(_STRAY)))
             return
-        if server.tail is not None:
-            self._orphaned_cpu += cpu_below(server.process.pid)
+        below = [] if server.tail is None else children_of(server.process.pid)
+        self._orphaned_cpu += sum(cpu_of(pid) + cpu_below(pid) for pid in below)
         kill_group(server.process)
         await server.process.wait()
         if server.tail is not None:
-            await server.tail.gone()
-            server.tail.close()
-            server.tail = None
+            await _ended(server.tail, below)
         if server.sandbox is not None:
             server.sandbox.condemn(Failure(FailureKind.SANDBOX_LOST, "call", "the sandbox was destroyed"))
         if server.watcher is not None:
@@ -258,6 +269,17 @@ class LocalBackend:
         async with asyncio.TaskGroup() as tasks:
             for name in list(self._servers):
                 tasks.create_task(self.destroy(name), name=f"destroy-{name}")
+
+
+async def _ended(tail: Tail, below: list[int]) -> None:
+    """Wait until nothing is left of a server; what was right `below` it and hangs is killed."""
+    try:
+        async with asyncio.timeout(TAIL_S):
+            await tail.gone()
+    except TimeoutError:
+        for pid in below:
+            kill(pid)
+        await tail.gone()
 
 
 def _either(*futures: asyncio.Future[Any]) -> set[asyncio.Future[Any]]:

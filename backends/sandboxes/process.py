@@ -162,11 +162,15 @@ def cpu_of(pid: int) -> float:
 
 def cpu_below(pid: int) -> float:
     """The same of all descendants that live now."""
+    return sum(cpu_of(child) + cpu_below(child) for child in children_of(pid))
+
+
+def children_of(pid: int) -> list[int]:
+    """The children of a process's first thread that live now."""
     try:
-        pids = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
     except OSError:
-        return 0.0
-    return sum(cpu_of(child) + cpu_below(child) for child in pids)
+        return []
 
 
 def _parent(pid: int) -> int:

@@ -81,6 +81,8 @@ class _Zygote:
         self._memory_mb: int = config["memory_mb"]
         self._hidden: bool = config["hidden"]
         self._life: list[int] = config["life"]
+        for fd in self._life:
+            os.set_inheritable(fd, False)  # what preloading starts is not waited for
         self._pids: dict[int, int] = {}
         """number -> pid of a child that was not reaped yet."""
         self._numbers: dict[int, int] = {}

@@ -12,6 +12,7 @@ import forked
 import pytest
 from forked import alive, gone, number, told
 
+from backends.sandboxes import local
 from backends.sandboxes.local import LocalBackend
 from orchestrator.errors import SandboxError, SandboxRefused
 from orchestrator.testing.harness import RUN, loses, refused, say, spec
@@ -216,6 +217,19 @@ async def test_nothing_is_left_when_destroy_returns() -> None:
         assert not alive(hidden)
         assert not await backend.owned_by(RUN)
         assert backend.cpu_seconds() > 0.0
+
+
+async def test_a_zygote_that_hangs_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "TAIL_S", 0.2)
+    async with LocalBackend("forked") as backend:
+        sandbox = await backend.create()
+        session, _ = await sandbox.open(spec(TASK))
+        zygote, me = _zygote(sandbox.pid), await number(session, "me")
+        os.kill(zygote, signal.SIGSTOP)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(2):
+                tasks.create_task(backend.destroy(sandbox.id), name="destroy")
+        await gone(zygote, me)
 
 
 @pytest.mark.parametrize(
