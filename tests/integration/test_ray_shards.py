@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from runs import read, until
-from sharded import LIGHT, actors, orchestrator, repeated
+from sharded import LIGHT, Noting, actors, orchestrator, repeated
 
 from backends.environments.catalog import home
 from backends.sandboxes.local import LocalBackend
 from backends.sandboxes.private import sweep
-from backends.sandboxes.ray import RayBackend, RayShards
+from backends.sandboxes.ray import RayBackend, RayOptions, RayShards
 from orchestrator import Orchestrator
 from orchestrator.testing.leaks import processes
 from policies.agents.replay import ReplayPolicy
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(300)
 EPISODES = 500
-KILLS = 3
+KILLS = int(os.environ.get("ROLLOUT_RAY_KILLS", "3"))
 
 
 @pytest.mark.parametrize("how", ["sandboxes", "shards"])
@@ -73,7 +73,7 @@ async def test_actors_are_killed_and_no_model_call_is_repeated(
     cluster: TwoNodes, how: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, kills = tmp_path / "log", list[float]()
-    async with orchestrator(tmp_path / "run", log, cluster.address, how, 0.1) as run:
+    async with orchestrator(tmp_path / "run", log, cluster.address, how, 0.06 * KILLS) as run:
         running = asyncio.create_task(run.run(episodes=EPISODES, group_size=2))
         striking = asyncio.create_task(strike(kind, kills))
         await asyncio.wait({running, striking}, return_when=asyncio.FIRST_COMPLETED)
@@ -128,3 +128,32 @@ async def test_a_killed_driver_leaves_nothing_and_its_run_is_resumed(
         summary = await run.run()
     right(summary, log, [killed])
     assert summary.lives == 2
+
+
+@pytest.mark.parametrize("how", ["sandboxes", "shards"])
+async def test_a_node_that_joins_takes_work_within_ten_seconds(cluster: TwoNodes, how: str, tmp_path: Path) -> None:
+    place = RayOptions(cpus=0.1, resources={how: 1})
+    first = cluster.node(resources={how: 1})
+    shards = RayShards(2, address=cluster.address, options=place) if how == "shards" else None
+    backend = LocalBackend("toy") if shards else RayBackend("toy", address=cluster.address, options=place)
+    run = Orchestrator(
+        backend=backend, policy=Noting(tmp_path / "log", 0.2), out=tmp_path / "run", concurrency=32,
+        sandboxes=None if shards else 2, shards=shards,
+    )  # fmt: skip
+    async with run as made:
+        running = asyncio.create_task(made.run(episodes=1000, group_size=2))
+
+        async def working(wanted: int) -> bool:
+            if made._crew is not None:
+                return sum(bool(link.running) for link in made._crew._links) == wanted
+            pool = made._need_pool()
+            return sum(place.tenancy is not None and place.tenancy.leases > 0 for place in pool._places) == wanted
+
+        await until(lambda: working(1), "the first one to work", 30)
+        second = cluster.node(resources={how: 1})
+        await until(lambda: working(2), "the one that joined to work", 10)
+        made.cancel()
+        await running
+    for node in (first, second):
+        cluster.cluster.remove_node(node)
+    await asyncio.to_thread(sweep)
