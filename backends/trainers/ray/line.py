@@ -1,9 +1,9 @@
 """A worker's line to its queue: to whatever actor there is now, through any number of them.
 
-Owns what the worker holds and the acknowledgements that nobody has confirmed. Always true: an acknowledgement is said
-again until an actor has confirmed it; a claim says what is held already, so that an answer that was lost on its way
-holds nothing back; a thread says it every second, so that a blocked event loop costs no lease, and the actor that takes
-a dead one's place learns who has what.
+Owns what the worker holds and what it has done of late. Always true: an acknowledgement is said again until an actor
+has confirmed it, and again to the actor that takes that one's place, for it may not have been durable; a claim says
+what is held already, so that an answer that was lost on its way holds nothing back; a thread says it every second, so
+that a blocked event loop costs no lease, and a new actor learns who has what.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
@@ -31,6 +32,10 @@ T = TypeVar("T")
 LOOK_S: Final = 0.5
 BEAT_S: Final = 1.0
 LEAVE_S: Final = 5.0
+DURABLE_S: Final = 30.0
+"""What an actor has confirmed, and still lives after so long, is durable."""
+RECENT: Final = 65_536
+"""So many confirmed acknowledgements are kept at most."""
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +45,10 @@ class Line:
 
     def __init__(self, ray: ModuleType, queue: str, *, lease_s: float, patience_s: float) -> None:
         self.held: dict[bytes, Proof] = {}
-        self.unconfirmed: dict[bytes, Proof] = {}
+        self._unconfirmed: dict[bytes, Proof] = {}
+        self._confirmed: deque[tuple[float, Proof]] = deque(maxlen=RECENT)
+        self._again: set[bytes] = set()
+        """Those among the unconfirmed that an earlier actor had confirmed."""
         self.claimed = self.acked = self.redelivered = self.lost = 0
         self._ray = ray
         self._queue = queue
@@ -54,37 +62,46 @@ class Line:
 
     async def claim(self, limit: int, wait_s: float) -> Answer:
         """One claim, which waits for so long. Raises Unavailable. Cancelled: what was claimed is not held."""
-        acks, holds = list(self.unconfirmed.values()), list(self.held.values())
-        asked = Asked(self._worker, acks, holds, limit, self._lease_s, wait_s)
-        answer: Answer = await self._call(lambda actor: actor.claim.remote(asked))
-        self._confirmed(acks, answer.lost)
+        answer: Answer = await self._call(lambda actor, acks: self._claim(actor, acks, limit, wait_s))
         self.held.update((lent.ident, Proof(lent.ident, lent.token)) for lent in answer.lent)
         self.claimed += len(answer.lent)
         self.redelivered += sum(lent.redelivered for lent in answer.lent)
         return answer
 
+    async def _claim(self, actor: Any, acks: Sequence[Proof], limit: int, wait_s: float) -> tuple[Answer, set[bytes]]:
+        holds = list(self.held.values())
+        answer: Answer = await actor.claim.remote(Asked(self._worker, acks, holds, limit, self._lease_s, wait_s))
+        return answer, set(answer.lost)
+
     def acknowledge(self, ident: bytes) -> None:
         """It is done; said with the next claim, or before it."""
         if (proof := self.held.pop(ident, None)) is not None:
-            self.unconfirmed[ident] = proof
+            self._unconfirmed[ident] = proof
 
     def tell(self) -> None:
         """Say at once what is done, and wait for nothing: the next claim says it again."""
         if self._actor is not None:
-            self._actor.ack.remote(list(self.unconfirmed.values()))
+            self._actor.ack.remote(list(self._unconfirmed.values()))
 
     async def confirm(self) -> Collection[bytes]:
         """Say what is done until it is confirmed; what went to another worker before. Raises Unavailable."""
-        acks = list(self.unconfirmed.values())
-        lost: Sequence[bytes] = await self._call(lambda actor: actor.ack.remote(acks))
-        self._confirmed(acks, lost)
-        return lost
+        return await self._call(self._confirm)
+
+    async def _confirm(self, actor: Any, acks: Sequence[Proof]) -> tuple[set[bytes], set[bytes]]:
+        lost = set(await actor.ack.remote(acks))
+        return lost, lost
 
     async def give_back(self, idents: Sequence[bytes]) -> None:
         """Others may have them, at once. Raises Unavailable."""
         for ident in idents:
             self.held.pop(ident, None)
-        await self._call(lambda actor: actor.give_back.remote(self._worker, idents))
+        await self._call(lambda actor, acks: self._give_back(actor, acks, idents))
+
+    async def _give_back(
+        self, actor: Any, acks: Sequence[Proof], idents: Sequence[bytes]
+    ) -> tuple[set[bytes], set[bytes]]:
+        await actor.give_back.remote(self._worker, idents)
+        return await self._confirm(actor, acks)
 
     async def leave(self) -> None:
         """Give back all that is held."""
@@ -95,18 +112,20 @@ class Line:
             return
         try:
             async with asyncio.timeout(LEAVE_S):
-                await self._actor.leave.remote(self._worker, list(self.unconfirmed.values()))
+                await self._actor.leave.remote(self._worker, list(self._unconfirmed.values()))
         except (TimeoutError, self._ray.exceptions.RayError):
             log.info("the queue %s is gone; a resume of its run makes another", self._queue)
 
-    async def _call(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        """Have an actor answer, the one that there is or the next."""
+    async def _call(self, work: Callable[[Any, Sequence[Proof]], Awaitable[tuple[T, set[bytes]]]]) -> T:
+        """Have an actor answer, the one that there is or the next; that confirms what is done, but for the lost."""
         since = time.monotonic()
         while True:
             try:
                 if self._actor is None:
                     self._actor = await asyncio.to_thread(self._find)
-                return await work(self._actor)
+                    self._say_again()
+                acks = list(self._unconfirmed.values())
+                answer, lost = await work(self._actor, acks)
             except (ValueError, self._ray.exceptions.RayError) as error:
                 self._actor = None
                 if time.monotonic() - since > self._patience_s:
@@ -114,18 +133,34 @@ class Line:
                         f"the cluster has had no queue {self._queue} for {self._patience_s:g} s ({error}): "
                         "start the run, or resume it"
                     ) from None
-            await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(LOOK_S)
+                continue
+            self._settle(acks, lost)
+            return answer
 
-    def _find(self) -> Any:
-        return self._ray.get_actor(actor_name(self._queue), NAMESPACE)
+    def _say_again(self) -> None:
+        """There may be a new actor: what the old one had confirmed may have died with it."""
+        for _, proof in self._confirmed:
+            self._unconfirmed[proof.ident] = proof
+            self._again.add(proof.ident)
+        self._confirmed.clear()
 
-    def _confirmed(self, acks: Sequence[Proof], lost: Collection[bytes]) -> None:
+    def _settle(self, acks: Sequence[Proof], lost: Collection[bytes]) -> None:
+        now = time.monotonic()
         for proof in acks:
-            self.unconfirmed.pop(proof.ident, None)
-        self.acked += len(acks) - len(lost)
+            self._unconfirmed.pop(proof.ident, None)
+            if proof.ident not in lost:
+                self._confirmed.append((now, proof))
+                self.acked += proof.ident not in self._again
+        self._again.clear()
+        while self._confirmed and self._confirmed[0][0] < now - DURABLE_S:
+            self._confirmed.popleft()
         self.lost += len(lost)
         if lost:
             log.warning("%d groups of %s went to another worker before they were done", len(lost), self._queue)
+
+    def _find(self) -> Any:
+        return self._ray.get_actor(actor_name(self._queue), NAMESPACE)
 
     def _beat(self) -> None:
         while not self._left.wait(BEAT_S):
