@@ -17,7 +17,7 @@ from backends.agentscope.remote import RemoteDesk
 from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.docker.service_backend import ServiceImageBackend
 from backends.sandboxes.docker.service_image import OF_ORIGINALS, ServiceImage, volumes_of
-from orchestrator.errors import RolloutError, RunFailed, SandboxError, SandboxLost, UsageError
+from orchestrator.errors import RolloutError, RunFailed, SandboxError, SandboxLost, Unavailable, UsageError
 from orchestrator.types import RunId
 
 if TYPE_CHECKING:
@@ -144,12 +144,19 @@ class ImageDesk:
         except RolloutError as error:
             if up.done():
                 raise
-            up.set_exception(error)
+            up.set_exception(self._explained(error))
             up.exception()  # seen: whoever waits is told
         finally:
             if not up.done():
                 up.set_exception(RunFailed(f"the container of {self._config.image_name} was not started"))
                 up.exception()
+
+    def _explained(self, error: RolloutError) -> RolloutError:
+        """Where the image cannot be had here, the error names the other way."""
+        if not isinstance(error, Unavailable):
+            return error
+        kind = self._config.sandbox_type
+        return Unavailable(f"{error}. A server that has boxes of the kind {kind} is named with base_url")
 
 
 def _as_given(hardening: Hardening) -> dict[str, Any]:
