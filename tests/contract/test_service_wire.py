@@ -174,6 +174,23 @@ async def test_a_session_that_is_closed_gives_its_place_back_and_its_number_is_f
             await socket.send_bytes(encode(calls, [sleeps, b""]))  # closed in the middle of a call
 
 
+async def test_sessions_whose_records_take_the_memory_they_may_take_no_step_until_one_is_closed() -> None:
+    long, adds = (orjson.dumps({"role": "assistant", "content": words}) for words in ("x" * 150_000, "add 1"))
+    async with serving("toy", record_bytes=100_000) as service, connected(service) as socket:
+        await asked(socket, (1, Op.OPEN, 1, 0, opening("toy_0")), (2, Op.OPEN, 2, 0, opening("toy_0")))
+        assert service.health()["record_bytes"] > 0
+        await asked(socket, (3, Op.STEP, 1, 1, long))
+        for call, session, seq in ((4, 1, 2), (5, 2, 1)):
+            ((_, status, _, _, body),) = await asked(socket, (call, Op.STEP, session, seq, adds))
+            assert (status, orjson.loads(body)["retryable"]) == (Status.ERROR, True)
+        await socket.send_bytes(encode([[6, Op.CLOSE, 1, 3, 0]], []))
+        ((_, status, _, _, body),) = await asked(socket, (7, Op.STEP, 2, 2, adds))
+        assert (status, b"total 1" in body) == (Status.OK, True)
+        await socket.send_bytes(encode([[8, Op.CLOSE, 2, 3, 0]], []))
+        await asked(socket, (9, Op.PING, 0, 0, b""))
+        assert service.health()["record_bytes"] == 0
+
+
 async def test_a_service_that_ends_admits_nobody_and_says_so() -> None:
     async with serving("toy") as service, connected(service) as socket:
         assert await service.drain()

@@ -139,6 +139,7 @@ async def test_records_that_take_the_memory_they_may_admit_no_step_until_some_ar
     async with serving(limits=ServiceLimits(record_bytes=100_000)) as made, client(made) as http:
         for name in "ab":
             await http.done("create", task_id="toy_0", instance_id=name)
+        assert made.health()["record_bytes"] > 0
         await http.done("step", instance_id="a", messages=say("x" * 150_000))
         for name in "ab":
             data = orjson.dumps({"instance_id": name, "messages": say("add 1")})

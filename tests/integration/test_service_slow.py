@@ -13,7 +13,7 @@ import pytest
 from serving import client, say, serving
 
 from backends.server.wire import MAX_CALLS, MAX_FRAME, Op, decode_answers, encode
-from orchestrator.service import ServiceLimits, door, replies
+from orchestrator.service import ServiceLimits, door, replies, wire
 
 if TYPE_CHECKING:
     from orchestrator.service import Service
@@ -134,16 +134,35 @@ async def test_calls_that_wait_are_bounded_in_bytes_and_forgotten_with_their_ses
             for seq in range(1, steps):
                 await socket.send_bytes(encode([[1, Op.STEP, session, seq, len(sleeps)]], [sleeps]))
             await socket.send_bytes(encode([[1, Op.CLOSE, session, steps, 0], [session, Op.PING, 0, 0, 0]], []))
-            while decode_answers(await socket.receive_bytes())[-1][0] != session:
-                pass
+            await answered(socket, session, seconds=5.0)
 
-        async with asyncio.timeout(20):
-            for session in range(2, 6):  # four times nearly as much as may wait at once, each time closed
-                await pile(session, 32)
+        for session in range(2, 6):  # four times nearly as much as may wait at once, each time closed
+            await pile(session, 32)
         with pytest.raises(TimeoutError):  # more than may wait is not even read
-            async with asyncio.timeout(2):
-                await pile(6, 100)
+            await pile(6, 36)
         await socket.close()
+
+
+async def test_calls_that_wait_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_PENDING", 5 * SESSIONS)
+    sleeps = orjson.dumps(say("sleep 60"))
+    async with serving(limits=ServiceLimits(step_s=60.0)) as made, client(made) as http:
+        socket = await http.http.ws_connect(f"{made.url}/wire", timeout=aiohttp.ClientWSTimeout(ws_close=0.1))
+        await socket.receive_str()
+        await socket.send_bytes(calls(1, Op.OPEN, 0, orjson.dumps({"task": "toy_0", "seed": 0, "options": {}})))
+        for seq in range(1, 10):
+            await socket.send_bytes(calls(100 * seq, Op.STEP, seq, sleeps))
+        await socket.send_bytes(encode([[5000, Op.PING, 0, 0, 0]], []))
+        with pytest.raises(TimeoutError):
+            await answered(socket, 5000, seconds=1.0)
+        await socket.close()
+
+
+async def answered(socket: aiohttp.ClientWebSocketResponse, call: int, *, seconds: float) -> None:
+    """Until a call has its answer. Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while all(number != call for number, *_ in decode_answers(await socket.receive_bytes())):
+            pass
 
 
 def calls(first: int, op: Op, seq: int, body: bytes) -> bytes:
