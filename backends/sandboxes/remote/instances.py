@@ -1,4 +1,4 @@
-"""Episodes on an environment service of AgentScope's protocol: a `Sandbox` and its `Session`s over plain HTTP.
+"""An environment service of AgentScope's protocol as a `Sandbox`, over plain HTTP.
 
 Owns the instances that were asked for. Always true: an instance has an id of our own before it is asked for, so that
 no other call names it; a call without an answer loses its instance and is never repeated; one that the service had no
@@ -12,11 +12,13 @@ import asyncio
 import logging
 from dataclasses import replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from backends.agentscope.http import Busy, Channel, NoRoute, Unprocessable, Unreachable
-from backends.sandboxes.remote.messages import as_text, graded, malformed, opened, stepped
+from backends.agentscope.http import Busy, Channel, NoRoute, Unreachable
+from backends.sandboxes.remote.failures import told
+from backends.sandboxes.remote.messages import malformed, opened
+from backends.sandboxes.remote.session import ServiceSession
 from backends.server.wire import ErrorCode
 from orchestrator.errors import SandboxError, SandboxLost, SandboxRefused, Unavailable, UnknownName, UsageError
 from orchestrator.protocols import SandboxStatistics
@@ -25,9 +27,7 @@ from orchestrator.types import EnvironmentInfo, Failure, FailureKind, TaskList
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from orchestrator.types import EpisodeSpec, Evaluation, Observation, SandboxId
-
-T = TypeVar("T")
+    from orchestrator.types import EpisodeSpec, Observation, SandboxId
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,6 @@ PROBE_S: Final = 5.0
 _RELEASES: Final = 3
 """How often a release is tried: it may be repeated, unlike a step."""
 _RELEASE_PAUSE_S: Final = 0.5
-_GONE: Final = "not found"
-_DIED: Final = ("ActorDiedError", "ActorUnavailableError", "The actor died", "actor is dead", "WorkerCrashedError")
 
 
 _DOUBTFUL: Final = frozenset({FailureKind.SANDBOX_LOST, FailureKind.SANDBOX_HUNG})
@@ -136,21 +134,21 @@ class ServiceSandbox:
                 return (await self.channel.post(route, {**body, "instance_id": instance})).get("data")
             except Busy as busy:
                 if busy.after_s is None or loop.time() + busy.after_s >= ends:
-                    raise _told(busy, stage) from None
+                    raise told(busy, stage) from None
                 pause = busy.after_s
             except (UsageError, SandboxError) as error:
-                raise await self._judged(_told(error, stage), sent=not isinstance(error, Unreachable)) from None
+                raise await self._judged(told(error, stage), sent=not isinstance(error, Unreachable)) from None
             finally:
                 self._pending -= 1
             await asyncio.sleep(pause)
 
-    async def _judged(self, told: SandboxError, *, sent: bool) -> SandboxError:
+    async def _judged(self, error: SandboxError, *, sent: bool) -> SandboxError:
         """A failed call's error. Where the service died over it, the call is a suspect like all that were sent."""
-        if told.failure.kind in _DOUBTFUL:
+        if error.failure.kind in _DOUBTFUL:
             await asyncio.wait({self.doubt()})
             if self.lost.done():
-                return SandboxLost(replace(self.lost.result(), stage=told.failure.stage), suspect=sent)
-        return told
+                return SandboxLost(replace(self.lost.result(), stage=error.failure.stage), suspect=sent)
+        return error
 
     def doubt(self) -> asyncio.Task[None]:
         """A call broke off, or got no answer: see whether the service is still there."""
@@ -162,8 +160,8 @@ class ServiceSandbox:
         try:
             if not (self.lost.done() or await self.channel.alive(PROBE_S)):
                 message = f"{self.channel.base_url} does not say that it is well any more"
-                told = Failure(FailureKind.SANDBOX_LOST, "call", message)
-                self.condemn(await self._cause() or told if self._cause is not None else told)
+                silent = Failure(FailureKind.SANDBOX_LOST, "call", message)
+                self.condemn(await self._cause() or silent if self._cause is not None else silent)
         finally:
             self._probe = None
 
@@ -268,101 +266,3 @@ class ServiceSandbox:
             if session.creating is not None:
                 session.creating.cancel()
         await self.drain()
-
-
-class ServiceSession:
-    """One instance. Satisfies `orchestrator.protocols.Session`."""
-
-    __slots__ = ("_closed", "_grade", "_lost", "_sandbox", "_timeout_s", "creating", "id")
-
-    def __init__(self, sandbox: ServiceSandbox, instance: str, timeout_s: float) -> None:
-        self._sandbox = sandbox
-        self.id = instance
-        self._timeout_s = timeout_s
-        self._closed = False
-        self._grade: Evaluation | None = None
-        self._lost: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
-        self.creating: asyncio.Task[Observation] | None = None
-
-    async def step(self, action: bytes) -> Observation:
-        """See `Session.step`."""
-        self._grade = None
-        return stepped(await self._call("step", {"messages": as_text(action)}))
-
-    async def replay(self, actions: Sequence[bytes]) -> list[Observation]:
-        """See `Session.replay`: one after the other, as the service answers."""
-        return [await self.step(action) for action in actions]
-
-    async def evaluate(self, params: Mapping[str, object] | None = None) -> Evaluation:
-        """See `Session.evaluate`. Asked once between two steps: the service's own grading is not idempotent."""
-        if self._grade is None or self._closed:
-            self._grade = graded(await self._call("evaluate", {"params": dict(params or {})}))
-        return self._grade
-
-    async def _call(self, stage: str, body: Mapping[str, Any]) -> Any:
-        """A call that ends with the sandbox: its answer, its deadline or the sandbox's loss."""
-        if self._sandbox.lost.done():
-            raise SandboxLost(self._sandbox.lost.result(), suspect=False)
-        if self._closed:
-            failure = Failure(FailureKind.PROTOCOL, stage, "the session was released; open a new one")
-            raise SandboxRefused(failure, code=ErrorCode.UNKNOWN_SESSION)
-        call = self._sandbox.call(stage, stage, self.id, body, self._timeout_s)
-        calling = asyncio.create_task(call, name=f"{stage}-{self.id}")
-        try:
-            return await self.answer(stage, calling, self._timeout_s)
-        finally:
-            if not calling.done():
-                calling.cancel()
-                await asyncio.wait({calling})
-
-    async def answer(self, stage: str, calling: asyncio.Task[T], within_s: float) -> T:
-        """What a call is answered, unless its time or the sandbox ends before. The call itself goes on."""
-        either: set[asyncio.Future[Any]] = {calling, self._lost}
-        await asyncio.wait(either, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        if self._lost.done() and (not calling.done() or calling.cancelled()):
-            raise SandboxLost(self._lost.result(), suspect=True)
-        if calling.done():
-            return calling.result()
-        self._sandbox.doubt()
-        message = f"no answer within {within_s:g} s: the instance is given up"
-        raise SandboxLost(Failure(FailureKind.SANDBOX_HUNG, stage, message), suspect=True)
-
-    def abandon(self, failure: Failure) -> None:
-        """The sandbox is lost: whoever waits for an answer is told."""
-        if not self._lost.done():
-            self._lost.set_result(failure)
-
-    def close(self) -> None:
-        """See `Session.close`."""
-        if not self._closed:
-            self._closed = True
-            self._sandbox.forget(self)
-
-
-def _told(error: UsageError | SandboxError, stage: str) -> SandboxError:
-    """What the service said, as a loss of the instance or a refusal.
-
-    Where the connection failed, nobody knows whose doing it was: that call is no suspect. An instance is a process of
-    its own at the service, so that its death is.
-    """
-    if isinstance(error, Unavailable):
-        return SandboxError(Failure(FailureKind.SANDBOX_LOST, stage, str(error), retryable=True))
-    if isinstance(error, NoRoute):
-        return SandboxError(Failure(FailureKind.PROTOCOL, stage, str(error)))
-    if isinstance(error, Unprocessable) and stage != "open":
-        return SandboxLost(Failure(FailureKind.SANDBOX_LOST, stage, str(error)), suspect=True)
-    if isinstance(error, UsageError):
-        if stage != "open" and _GONE in str(error):
-            return SandboxLost(Failure(FailureKind.SANDBOX_LOST, stage, str(error)), suspect=False)
-        failure = Failure(FailureKind.ENVIRONMENT, stage, str(error))
-        return SandboxRefused(failure, code=ErrorCode.BAD_REQUEST)
-    failure = Failure(error.failure.kind, stage, error.failure.message, error.failure.retryable)
-    if failure.kind is FailureKind.SANDBOX_LOST:
-        return SandboxLost(failure, suspect=False)
-    if failure.kind is FailureKind.SANDBOX_HUNG:
-        return SandboxLost(failure, suspect=True)
-    if failure.kind is FailureKind.ENVIRONMENT:
-        if any(word in failure.message for word in _DIED):
-            return SandboxLost(Failure(FailureKind.SANDBOX_LOST, stage, failure.message), suspect=True)
-        return SandboxRefused(failure, code=ErrorCode.ENVIRONMENT)
-    return SandboxError(failure)
