@@ -21,8 +21,10 @@ MODULES = sorted(
     found.name
     for root in ROOTS
     for found in pkgutil.walk_packages(root.__path__, f"{root.__name__}.")
-    if not found.name.endswith((".__main__", ".inside")) and "environments.bfcl" not in found.name
+    if not found.name.endswith((".__main__", ".inside"))
+    and not any(f".environments.{name}" in found.name for name in ("appworld", "bfcl"))
 )
+"""All that the project's own environment can import; what `appworld` and `bfcl` need is installed in theirs."""
 EXPORTING = [name for name in ("orchestrator", *MODULES) if hasattr(importlib.import_module(name), "__all__")]
 ADAPTERS = {"bench.plots"}
 """Modules that are the one place where a heavy client is imported."""
