@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 START_S: Final = 60.0
 STOP_S: Final = 30.0
+NO_NETWORK: Final = ("--bridge=none", "--iptables=false", "--ip6tables=false")
 _POLL_S: Final = 0.05
 
 
@@ -32,11 +33,13 @@ class PrivateDaemon:
     """See the module's docstring. Every method blocks: call them in a thread.
 
     `folder` holds its sockets, so its path must be short; `data` its images and containers (default: below `folder`).
+    `options` are further ones of dockerd's; by default it gives its containers no network.
     """
 
-    def __init__(self, folder: Path, data: Path | None = None) -> None:
+    def __init__(self, folder: Path, data: Path | None = None, options: Sequence[str] = NO_NETWORK) -> None:
         self._folder = folder
         self._data = data or folder / "data"
+        self._options = options
         self._pid_file = folder / "pid"
         self.socket = folder / "d.sock"
         self.url = f"unix://{self.socket}"
@@ -51,9 +54,7 @@ class PrivateDaemon:
             f"--data-root={self._data}",
             f"--exec-root={folder}/exec",
             f"--pidfile={self._pid_file}",
-            "--bridge=none",
-            "--iptables=false",
-            "--ip6tables=false",
+            *self._options,
         ]
         command = ["setsid", "--fork", "unshare", "--net", "dockerd", *options]
         with (folder / "log").open("ab") as log:
@@ -73,9 +74,14 @@ class PrivateDaemon:
         if saving.returncode or loaded.returncode:
             raise RunFailed(f"image {name} cannot be copied: {loaded.stderr.decode(errors='replace')}")
 
+    @property
+    def pid(self) -> int:
+        """Its process, once it has started."""
+        return int(self._pid_file.read_text(encoding="ascii"))
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End it, with or without a chance to clean up; its containerd goes with it. Raises RunFailed."""
-        pids = [int(self._pid_file.read_text(encoding="ascii"))]
+        pids = [self.pid]
         if number is signal.SIGKILL:
             pids += [child.pid for child in children(pids[0])]
         for pid in pids:

@@ -42,7 +42,7 @@ async def _look_at_daemon(engine: Engine) -> Check:
     info = await engine.info()
     runtimes = ", ".join(sorted(info["Runtimes"]))
     finding = (
-        f"{info['ServerVersion']} at {engine.path}, {info['Driver']}, cgroup v{info.get('CgroupVersion', 1)}, "
+        f"{info['ServerVersion']} at {engine.url}, {info['Driver']}, cgroup v{info.get('CgroupVersion', 1)}, "
         f"runtimes {runtimes}"
     )
     lacking = [

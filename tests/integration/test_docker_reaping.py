@@ -21,7 +21,7 @@ from orchestrator.testing.leaks import children
 async def started(folder: Path) -> Reaper:
     """One that would have nothing to do."""
     return await Reaper.start(
-        socket="/nowhere.sock", labels={"rollout.backend": "none"}, private=folder / "none", log=folder / "log"
+        url="unix:///nowhere.sock", labels={"rollout.backend": "none"}, private=folder / "none", log=folder / "log"
     )
 
 
@@ -85,16 +85,16 @@ async def test_it_looks_again_for_what_was_being_made_when_its_owner_died(
     looks: list[int | str] = [0, 2, 0, "gone", 0, 0]
     asked: list[object] = []
 
-    async def look(socket: str, labels: object) -> int:
-        asked.append((socket, labels))
+    async def look(url: str, labels: object) -> int:
+        asked.append((url, labels))
         found = looks[len(asked) - 1]
         if isinstance(found, str):
             raise EngineGone(found)
         return found
 
     monkeypatch.setattr(owners, "remove_all", look)
-    await reaper_module._reap({"socket": "/s", "labels": {"a": "b"}, "private": str(private)})
-    assert asked == [("/s", {"a": "b"})] * len(looks)
+    await reaper_module._reap({"url": "unix:///s", "labels": {"a": "b"}, "private": str(private)})
+    assert asked == [("unix:///s", {"a": "b"})] * len(looks)
     assert not private.exists()
 
 
@@ -103,7 +103,7 @@ async def test_it_gives_up_in_the_end(
 ) -> None:
     monkeypatch.setattr(reaper_module, "DEADLINE_S", 0.05)
     monkeypatch.setattr(reaper_module, "RETRY_S", 0.01)
-    await reaper_module._reap({"socket": str(tmp_path / "none"), "labels": {}, "private": str(tmp_path / "p")})
+    await reaper_module._reap({"url": f"unix://{tmp_path}/none", "labels": {}, "private": str(tmp_path / "p")})
     assert "cannot be asked" in caplog.text
     assert "given up after 0.05 s: `rollout reap` tries again" in caplog.text
 

@@ -1,9 +1,9 @@
 """The Docker backend: each sandbox is a container, walled off by default, that dials out to this process.
 
-Owns the listener, every container it started, and the reaper. Always true: a container is registered here before
-anything is awaited on it, and forgotten only when the daemon says that it is gone; what cannot be removed in time is in
-the list of those left, which is worked on as long as the backend is entered, reported when it is left, and then the
-reaper's. The reaper lives as long as this process and a little longer.
+Owns the listener, every container it started, the outpost where the daemon is another machine's, and the reaper. Always
+true: a container is registered here before anything is awaited on it, and forgotten only when the daemon says that it
+is gone; what cannot be removed in time is in the list of those left, which is worked on as long as the backend is
+entered, reported when it is left, and then the reaper's. The reaper lives as long as this process and a little longer.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from backends.sandboxes.docker.container import START_S, Blueprint, Container
 from backends.sandboxes.docker.egress import AllowList
 from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.docker.images import ensure
-from backends.sandboxes.docker.owners import BACKEND, RUN, clear_strays, owner_labels
+from backends.sandboxes.docker.outpost import LEASE_S, Outposts
+from backends.sandboxes.docker.owners import BACKEND, RUN, clear_at_leisure, owner_labels
 from backends.sandboxes.docker.port import Engine, EngineError, EngineGone
 from backends.sandboxes.docker.reaping import Reaper
 from backends.sandboxes.docker.usage import HostUsage, host_usage
-from backends.sandboxes.listener import Listener
+from backends.sandboxes.listener import Listener, Tcp
 from backends.server.wire import MAX_BODY, MAX_CHILDREN
 from orchestrator.errors import SandboxError, Unavailable, UsageError
 from orchestrator.protocols import SandboxLimits
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from backends.environments.catalog import EnvironmentSpec
+    from backends.sandboxes.docker.outpost import Door
     from backends.sandboxes.docker.port import Progress
     from backends.sandboxes.link import LinkedSandbox
 
@@ -70,13 +72,18 @@ class DockerStatistics(NamedTuple):
 
 
 class DockerBackend:
-    """Sandboxes as containers on this machine's Docker daemon.
+    """Sandboxes as containers of a Docker daemon, this machine's or another's.
 
     `environment` names an environment of the catalogue. Its image is found, pulled or built on entering, which
     `progress` hears of; `image` names one of your own. `hardening` is how containers are walled off; `url` is the
     daemon's (default: as the docker command finds it). A container serves many sessions, unless the environment runs
     the agent's code or `per_episode` says so: then one, and is removed with it. `recycle_after` replaces a container
     after so many sessions; one that uses most of its memory is replaced in any case.
+
+    Where the daemon is reached over TCP, `host` is the address of this machine that its containers reach (default: the
+    one that it is reached from), `port` where they dial in (default: any free one), `insecure` leaves TLS out;
+    `outpost_network` is the daemon's network that the outpost is given, and `lease_s` for how long (in seconds) an
+    owner may be silent before others take it for dead. What such containers use is not seen, and reads zero.
     """
 
     def __init__(
@@ -90,6 +97,11 @@ class DockerBackend:
         recycle_after: int | None = None,
         max_body: int = MAX_BODY,
         progress: Progress | None = None,
+        host: str | None = None,
+        port: int = 0,
+        insecure: bool = False,
+        outpost_network: str = "bridge",
+        lease_s: float = LEASE_S,
     ) -> None:
         self.spec: EnvironmentSpec = find(environment)
         self.environment = self.spec.name
@@ -113,7 +125,10 @@ class DockerBackend:
         self._dead_cpu = 0.0
         self._dead_oom_kills = 0
         self._dead_refused = 0
+        self._tcp = (host, port, insecure)
+        self._outpost_network, self._lease_s = outpost_network, lease_s
         self._listener = Listener()
+        self._outposts: Outposts | None = None
         self._starts = asyncio.Semaphore(STARTS_A_CORE * (os.cpu_count() or 1))
         self._stack = AsyncExitStack()
         self._tasks: asyncio.TaskGroup | None = None
@@ -132,18 +147,22 @@ class DockerBackend:
         self._limit_s = call_limit_s
 
     async def __aenter__(self) -> Self:
-        """Raises Unavailable where there is no daemon on this machine, it lacks the runtime that was asked for, or no
-        image can be had; EngineError."""
+        """Raises Unavailable where there is no daemon, it lacks the runtime that was asked for, or no image can be had;
+        UsageError for what a daemon of another machine cannot do; EngineError."""
         async with AsyncExitStack() as stack:
             self._engine = await stack.enter_async_context(await Engine.connect(self._url))
             stack.callback(self._forget_engine)
             await self._check_runtime(self._engine)
+            if self._engine.remote:
+                self._listener = Listener(await self._address(self._engine))
             self._blueprint = await self._draw(self._engine)
-            await clear_strays(self._engine)
             await stack.enter_async_context(self._listener)
             self._reaper = await self._start_reaper(self._engine)
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.push_async_callback(self._leave)
+            if self._engine.remote:
+                self._outposts = self._post(self._engine, self._tasks)
+            self._chore(self._clear(self._engine), "clear-strays")
             self._chore(self._look(), "look-at-containers")
             self._stack = stack.pop_all()
         return self
@@ -217,13 +236,18 @@ class DockerBackend:
     async def _create(self) -> LinkedSandbox:
         self._count += 1
         name = SandboxId(f"{self._prefix}-{self._count}")
-        container = Container(name, self.blueprint, self.engine, self._need_tasks())
+        door, lease = await self._door()
+        container = Container(name, self.blueprint, self.engine, self._need_tasks(), lease)
         self._containers[name] = container
         try:
-            return await container.start(self._listener)
+            return await container.start(self._listener, door)
         except BaseException:  # cancellation included: what was started is ended
             await shielded(self._undo(name), deadline_s=LEAVE_S, what=name)
             raise
+
+    async def _door(self) -> tuple[Door, str]:
+        """Where one container dials in, and what outpost it depends on for that; "" for none."""
+        return (self._listener.door(), "") if self._outposts is None else await self._outposts.door()
 
     async def _undo(self, name: SandboxId) -> None:
         try:
@@ -252,6 +276,14 @@ class DockerBackend:
                     self._chore(self._retry(name), f"remove-{name}")
             await self._keep_reaper()
 
+    async def _clear(self, engine: Engine) -> None:
+        """What dead owners have left: those of this machine have reapers too, so one look will do; those of others have
+        none left once their machine is gone."""
+        await clear_at_leisure(engine)
+        while engine.remote:
+            await asyncio.sleep(self._lease_s)
+            await clear_at_leisure(engine)
+
     async def _keep_reaper(self) -> None:
         if self._reaper is not None:
             try:
@@ -278,17 +310,23 @@ class DockerBackend:
                 task.cancel()
             if slow:
                 await asyncio.wait(slow)
+        left: list[str] = list(self._containers)
+        if self._outposts is not None:
+            left += await self._outposts.close()
         reaper, self._reaper = self._reaper, None
         if reaper is None:
             return
-        if self._containers:
-            log.error("left to the reaper, for the daemon does not remove them: %s", ", ".join(self._containers))
+        if left:
+            log.error("left to the reaper, for the daemon does not remove them: %s", ", ".join(left))
             reaper.let_go()
         else:
             await reaper.bye()
 
     async def _draw(self, engine: Engine) -> Blueprint:
         digest, data = await asyncio.to_thread(lambda: (self.spec.digest, self.spec.data_folder))
+        if engine.remote:
+            self._not_from_here(engine, data)
+            data = None
         return Blueprint(
             spec=self.spec,
             digest=digest,
@@ -296,13 +334,51 @@ class DockerBackend:
             image=await ensure(engine, self.spec, self._image, self._progress),
             hardening=self._hardening,
             run=self._run,
-            owner={BACKEND: self._prefix, **owner_labels()},
+            owner=self._owner(),
             with_solutions=self._with_solutions,
             logs=self._logs,
             limit_s=self._limit_s,
             max_body=self._max_body,
             allowed=self._allowed,
         )
+
+    def _owner(self) -> dict[str, str]:
+        return {BACKEND: self._prefix, **owner_labels()}
+
+    def _post(self, engine: Engine, tasks: asyncio.TaskGroup) -> Outposts:
+        return Outposts(
+            self._prefix,
+            engine,
+            self._listener,
+            tasks,
+            image=self.blueprint.image,
+            network=self._outpost_network,
+            labels=self._owner(),
+            lease_s=self._lease_s,
+        )
+
+    async def _address(self, engine: Engine) -> Tcp:
+        """Where containers of another machine dial in."""
+        host, port, insecure = self._tcp
+        if engine.endpoint.readable and not insecure:
+            raise UsageError(
+                f"the Docker daemon at {engine.url} is reached without TLS, so that others can read tokens and steps: "
+                "set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH, or say --insecure"
+            )
+        return Tcp(host or await engine.endpoint.own_address(), port, insecure)
+
+    def _not_from_here(self, engine: Engine, data: Path | None) -> None:
+        """Another machine's daemon mounts nothing of this one. Raises UsageError where something would have to be."""
+        if self._allowed:
+            raise UsageError(
+                f"the proxy of the item `egress` runs on this machine, and the Docker daemon at {engine.url} on "
+                "another: leave it out, or name a network of the daemon's with the item `network`"
+            )
+        if data is not None and self._image is None:
+            raise UsageError(
+                f"the data of {self.environment} lies on this machine ({data}), and the Docker daemon at {engine.url} "
+                "runs on another: give --image IMAGE, one that holds it and names its folder in ROLLOUT_DATA"
+            )
 
     async def _check_runtime(self, engine: Engine) -> None:
         """Before anything is built: a runtime that the daemon does not know fails every start."""
@@ -318,7 +394,7 @@ class DockerBackend:
     async def _start_reaper(self, engine: Engine) -> Reaper:
         output = Path(os.devnull) if self._logs is None else self._logs / "reaper.log"
         return await Reaper.start(
-            socket=engine.path, labels={BACKEND: self._prefix}, private=self._listener.private, log=output
+            url=engine.url, labels={BACKEND: self._prefix}, private=self._listener.private, log=output
         )
 
     async def _daemon_back(self, ends: float) -> None:

@@ -21,7 +21,7 @@ from backends.environments.data import VARIABLE as DATA
 from backends.sandboxes.docker.death import describe
 from backends.sandboxes.docker.egress import AllowList
 from backends.sandboxes.docker.images import DIGEST, ENVIRONMENT
-from backends.sandboxes.docker.owners import RUN
+from backends.sandboxes.docker.owners import LEASE, RUN
 from backends.sandboxes.docker.port import EngineError, EngineGone, NotThere
 from backends.sandboxes.docker.proxy import SOCKET as EGRESS
 from backends.sandboxes.docker.proxy import Proxy
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
     from backends.environments.catalog import EnvironmentSpec
     from backends.sandboxes.docker.hardening import Hardening
+    from backends.sandboxes.docker.outpost import Door
     from backends.sandboxes.docker.port import Attachment, ContainerState, Engine
-    from backends.sandboxes.listener import Door, Listener
+    from backends.sandboxes.listener import Listener
     from backends.server.wire import Hello
     from orchestrator.types import RunId, SandboxId
 
@@ -84,9 +85,9 @@ class Blueprint:
     data: Path | None = None
     """The environment's registered data."""
 
-    def config(self, folder: Path, way_out: Path | None = None) -> dict[str, Any]:
+    def config(self, folder: Path, way_out: Path | None = None, lease: str = "") -> dict[str, Any]:
         """What the daemon is told: the body of the engine's call. `folder` holds the socket to dial, `way_out` that of
-        the proxy where there is one."""
+        the proxy where there is one; `lease` is the outpost that it depends on, if it does."""
         host = self.hardening.host_config(self.spec.resources)
         mounts = {_MOUNT: folder, _WAY_OUT: way_out, _DATA: self.data}
         host["Mounts"] = [_mount(source, target) for target, source in mounts.items() if source is not None]
@@ -107,7 +108,13 @@ class Blueprint:
                 *(_proxied(self.allowed) if way_out else ()),
                 *([f"{DATA}={_DATA}"] if self.data else ()),
             ],
-            "Labels": {RUN: self.run, ENVIRONMENT: self.spec.name, DIGEST: self.digest, **self.owner},
+            "Labels": {
+                RUN: self.run,
+                ENVIRONMENT: self.spec.name,
+                DIGEST: self.digest,
+                **self.owner,
+                **({LEASE: lease} if lease else {}),
+            },
             "AttachStdin": True,
             "AttachStdout": True,
             "AttachStderr": True,
@@ -154,6 +161,8 @@ class Container:
     engine: Engine
     tasks: asyncio.TaskGroup
     """The backend's: none of what runs in it raises."""
+    lease: str = ""
+    """The outpost that it depends on, where the daemon is another machine's."""
     usage: Usage = field(default_factory=lambda: Usage(0))
     sandbox: LinkedSandbox | None = None
     _attachment: Attachment | None = None
@@ -162,11 +171,12 @@ class Container:
     _made: asyncio.Task[EngineError | OSError | None] | None = None
     _watcher: asyncio.Task[None] | None = None
 
-    async def start(self, listener: Listener) -> LinkedSandbox:
-        """Make it, start it, and wait for its hello. Raises EngineError, SandboxError, OSError; then let it go."""
+    async def start(self, listener: Listener, door: Door) -> LinkedSandbox:
+        """Make it, start it, and wait for its hello, through its own door. Raises EngineError, SandboxError, OSError;
+        then let it go."""
         token = secrets.token_urlsafe(24)
         arrived = listener.expect(token, lambda hello: self.blueprint.linked(self.id, hello))
-        self._door = door = listener.door()
+        self._door = door
         if self.blueprint.allowed:
             folder = door.folder.with_name(f"{door.folder.name}-egress")
             self._proxy = Proxy(self.id, folder, self.blueprint.allowed, self.tasks)
@@ -220,7 +230,7 @@ class Container:
             if proxy is not None:
                 await proxy.open()
             way_out = None if proxy is None else proxy.folder
-            await self.engine.create(self.id, self.blueprint.config(door.folder, way_out))
+            await self.engine.create(self.id, self.blueprint.config(door.folder, way_out, self.lease))
         except (EngineError, OSError) as error:
             return error
         return None
@@ -231,6 +241,7 @@ class Container:
         await self.engine.start(self.id)
         await attachment.write(self.blueprint.inside(token))
         pid = (await self.engine.inspect(self.id)).pid  # while the server loads
+        pid = 0 if self.engine.remote else pid  # another machine's number means nothing here
         self.usage = Usage(pid)
         sandbox = await self._arrival(ended, arrived)
         await self._shut()

@@ -1,7 +1,9 @@
 """Whose a container is, and what may be removed: only what an owner left that is certainly dead.
 
-An owner is a process, told apart by the boot it ran in, its number, its start and its namespace of process numbers. One
-of another namespace cannot be judged from here and is never touched; one of an earlier boot is dead.
+An owner is a process, told apart by the boot it ran in, its number, its start and its namespace of process numbers.
+Where it can be seen, that decides. Elsewhere its lease does, where it has one: the container of its outpost, which runs
+as long as it hears of its owner. An owner without a lease was on the daemon's own machine: one of an earlier boot is
+dead, and one of another namespace, or seen from another machine, cannot be judged and is never touched.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import logging
 import os
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from backends.sandboxes.docker.port import Engine, EngineError
@@ -25,6 +28,10 @@ BACKEND: Final = "rollout.backend"
 """One backend of a process: the next one's containers are not for the reaper of the one before."""
 OWNER: Final = "rollout.owner"
 NAMESPACE: Final = "rollout.namespace"
+LEASE: Final = "rollout.lease"
+"""The name of the outpost that a container depends on, and that one's own."""
+_NOT_YET: Final = "created"
+_HELD: Final = frozenset({"running", "paused", "restarting"})
 REMOVES: Final = 8
 """Removals at once."""
 REMOVE_S: Final = 30.0
@@ -38,9 +45,9 @@ class Standing(StrEnum):
 
     ALIVE = "alive"
     DEAD = "dead"
-    """On this machine and in this namespace of processes no such process runs."""
+    """No such process runs where it would be seen, or its lease has run out."""
     UNKNOWN = "unknown"
-    """It belongs to another namespace of processes, or the labels are not ours."""
+    """It cannot be seen from here and has no lease, or not yet; or the labels are not ours."""
 
 
 def owner_labels() -> dict[str, str]:
@@ -49,21 +56,32 @@ def owner_labels() -> dict[str, str]:
     return {OWNER: f"{owner.boot}:{owner.pid}:{owner.start}", NAMESPACE: _namespace()}
 
 
-def standing(labels: Mapping[str, str]) -> Standing:
-    """Whether the owner that the labels name is alive."""
+def standing(
+    labels: Mapping[str, str], leases: Mapping[str, str] = MappingProxyType({}), *, remote: bool = False
+) -> Standing:
+    """Whether the owner that the labels name is alive. `leases` are the outposts by name, and how each stands; `remote`
+    says that the daemon is another machine's."""
     boot, _, rest = labels.get(OWNER, "").partition(":")
     pid, _, start = rest.partition(":")
     if not (pid.isdecimal() and start.isdecimal()):
         return Standing.UNKNOWN
-    owner = Owner(boot, int(pid), int(start))
-    if owner.boot == Owner.current().boot and labels.get(NAMESPACE) != _namespace():
-        return Standing.UNKNOWN
-    return Standing.ALIVE if owner.alive() else Standing.DEAD
+    owner, lease = Owner(boot, int(pid), int(start)), labels.get(LEASE)
+    same_boot = owner.boot == Owner.current().boot
+    if same_boot and labels.get(NAMESPACE) == _namespace() and (boot or not lease):
+        return Standing.ALIVE if owner.alive() else Standing.DEAD
+    if lease:
+        state = leases.get(lease, "")
+        if state == _NOT_YET:
+            return Standing.UNKNOWN
+        return Standing.ALIVE if state in _HELD else Standing.DEAD
+    return Standing.UNKNOWN if remote or same_boot else Standing.DEAD
 
 
 async def owned(engine: Engine) -> list[tuple[Listed, Standing]]:
     """Every container of any owner, with what is known of it. Raises EngineError."""
-    return [(one, standing(one.labels)) for one in await engine.containers({OWNER: None})]
+    found = await engine.containers({OWNER: None})
+    leases = {one.names[0]: one.state for one in found if one.labels.get(LEASE) == one.names[0]}
+    return [(one, standing(one.labels, leases, remote=engine.remote)) for one in found]
 
 
 async def clear_strays(engine: Engine) -> list[str]:
@@ -71,12 +89,20 @@ async def clear_strays(engine: Engine) -> list[str]:
     return await _remove(engine, [one for one, state in await owned(engine) if state is Standing.DEAD])
 
 
-async def remove_all(socket: str, labels: Mapping[str, str]) -> int:
-    """Remove all containers that carry the labels, at the daemon of a socket; how many there were.
+async def clear_at_leisure(engine: Engine) -> None:
+    """As `clear_strays`, beside other work: what cannot be done now is for the next one who looks. Raises nothing."""
+    try:
+        await clear_strays(engine)
+    except EngineError as error:
+        log.warning("what dead orchestrators have left cannot be looked for: %s", error)
+
+
+async def remove_all(url: str, labels: Mapping[str, str]) -> int:
+    """Remove all containers that carry the labels, at the daemon of `url`; how many there were.
 
     Raises EngineError, Unavailable.
     """
-    async with await Engine.connect(f"unix://{socket}") as engine:
+    async with await Engine.connect(url) as engine:
         found = await engine.containers(labels)
         await _remove(engine, found)
     return len(found)

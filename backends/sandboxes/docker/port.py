@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
 
+from backends.sandboxes.docker.endpoint import find
 from orchestrator.errors import RolloutError, Unavailable
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     import aiodocker
     from aiodocker.stream import Stream
+
+    from backends.sandboxes.docker.endpoint import Endpoint
 
     Progress = Callable[["Step"], None]
     """Takes how far a build or a pull has come."""
@@ -111,32 +113,40 @@ class Step:
 
 
 class Engine:
-    """One daemon on this machine. Make it with `connect`."""
+    """One daemon. Make it with `connect`."""
 
-    def __init__(self, client: aiodocker.Docker, connector: aiohttp.BaseConnector, path: str) -> None:
+    def __init__(self, client: aiodocker.Docker, connector: aiohttp.BaseConnector, endpoint: Endpoint) -> None:
         self._client = client
         self._connector = connector
-        self.path = path
-        """Of the daemon's socket."""
+        self.endpoint = endpoint
+
+    @property
+    def url(self) -> str:
+        """Where the daemon is; `connect` finds it there again."""
+        return self.endpoint.url
+
+    @property
+    def remote(self) -> bool:
+        """Whether the daemon is reached over TCP: it sees none of this machine's files, and this one none of its
+        processes."""
+        return self.endpoint.remote
 
     @classmethod
     async def connect(cls, url: str | None = None) -> Self:
         """Reach the daemon of `url`, or of DOCKER_HOST, the current context or the usual socket.
 
-        Raises Unavailable where there is none, or where it is on another machine.
+        Raises Unavailable where there is none.
         """
-        path = await _socket_path(url)
+        endpoint = await find(url)
         import aiodocker
 
-        # A daemon that is shutting down closes its door, but goes on answering those inside: each call knocks anew. One
-        # connection a container stays open: there is no cap.
-        connector = aiohttp.UnixConnector(path, limit=0, force_close=True)
-        engine = cls(aiodocker.Docker(url="unix://localhost", connector=connector), connector, path)
+        connector = endpoint.connector()
+        engine = cls(aiodocker.Docker(url=endpoint.base, connector=connector), connector, endpoint)
         try:
             await engine.version()
         except EngineError as error:
             await engine.close()
-            raise Unavailable(await asyncio.to_thread(_unreachable, path, error)) from None
+            raise Unavailable(await asyncio.to_thread(endpoint.unreachable, error)) from None
         return engine
 
     async def __aenter__(self) -> Self:
@@ -176,6 +186,12 @@ class Engine:
         """Start a container."""
         async with _call(f"start container {container}", START_S):
             await self._client.containers.container(container).start()
+
+    async def mounted(self, container: str, target: str) -> str:
+        """What a container sees at `target`: its path on the daemon's machine."""
+        async with _call(f"inspect container {container}", CALL_S):
+            body = await self._client.containers.container(container).show()
+        return next(str(one["Source"]) for one in body["Mounts"] if one["Destination"] == target)
 
     async def inspect(self, container: str) -> ContainerState:
         """How a container stands. Raises NotThere."""
@@ -279,7 +295,7 @@ class Engine:
             raise EngineRefused(f"{error}\n{lines}", error.status) from None
 
     def __repr__(self) -> str:
-        return f"<Engine {self.path}>"
+        return f"<Engine {self.url}>"
 
 
 class Attachment:
@@ -334,37 +350,6 @@ async def _call(what: str, within_s: float) -> AsyncIterator[asyncio.Timeout]:
         raise kind(f"{what}: {error.message}", error.status) from None
     except (aiohttp.ClientError, OSError) as error:
         raise EngineGone(f"{what}: {str(error) or type(error).__name__}") from None
-
-
-async def _socket_path(url: str | None) -> str:
-    import aiodocker
-
-    try:
-        found = aiodocker.Docker(url=url)
-    except (AssertionError, ValueError) as error:  # what the client library raises where it finds no daemon
-        raise Unavailable(
-            "no Docker daemon was found: start one, or name its socket in DOCKER_HOST=unix:///path"
-        ) from error
-    connector = found.connector
-    await found.close()
-    if not isinstance(connector, aiohttp.UnixConnector):
-        raise Unavailable(
-            f"the Docker daemon at {url or 'DOCKER_HOST'} is on another machine: sandboxes dial in over a unix socket, "
-            "so the daemon must run here"
-        )
-    return connector.path
-
-
-def _unreachable(path: str, error: EngineError) -> str:
-    """What stands in the way of a daemon, and what to do about it."""
-    if not os.path.exists(path):
-        return f"there is no Docker daemon at {path}: start it, or name its socket in DOCKER_HOST=unix:///path"
-    if not os.access(path, os.R_OK | os.W_OK):
-        return (
-            f"this user may not talk to the Docker daemon at {path}: join the group that may (on most systems "
-            "`sudo usermod -aG docker $USER`, then log in again)"
-        )
-    return f"the Docker daemon at {path} does not answer ({error}): start it, then try again"
 
 
 def _label_filter(labels: Mapping[str, str | None]) -> list[str]:

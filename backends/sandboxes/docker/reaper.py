@@ -72,7 +72,7 @@ async def _reap(task: dict[str, Any]) -> None:
     while time.monotonic() < ends:
         await asyncio.to_thread(shutil.rmtree, task["private"], ignore_errors=True)
         try:
-            found = await remove_all(task["socket"], task["labels"])
+            found = await remove_all(task["url"], task["labels"])
         except (EngineError, Unavailable) as error:
             log.warning("the daemon cannot be asked: %s", error)
             found = 1

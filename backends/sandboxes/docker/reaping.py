@@ -32,9 +32,9 @@ class Reaper:
         self._pid, self._pipe = self._spawn()
 
     @classmethod
-    async def start(cls, *, socket: str, labels: Mapping[str, str], private: Path, log: Path) -> Reaper:
-        """Start one that will look for `labels` at the daemon of `socket`, and remove `private`."""
-        task = orjson.dumps({"socket": socket, "labels": labels, "private": str(private)}) + b"\n"
+    async def start(cls, *, url: str, labels: Mapping[str, str], private: Path, log: Path) -> Reaper:
+        """Start one that will look for `labels` at the daemon of `url`, and remove `private`."""
+        task = orjson.dumps({"url": url, "labels": labels, "private": str(private)}) + b"\n"
         return await asyncio.to_thread(cls, task, log)
 
     def keep(self) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from backends.sandboxes.docker.images import base_image, found_or_pulled
-from backends.sandboxes.docker.owners import BACKEND, RUN, clear_strays, owner_labels
+from backends.sandboxes.docker.owners import BACKEND, RUN, clear_at_leisure, owner_labels
 from backends.sandboxes.docker.port import Engine, EngineError
 from backends.sandboxes.docker.reaping import Reaper
 from backends.sandboxes.docker.service_container import Plan, ServiceContainer
@@ -85,7 +85,7 @@ class ServiceImageBackend:
         self._engine: Engine | None = None
         self._plan: Plan | None = None
         self._tasks: asyncio.TaskGroup | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
         self._reaper: Reaper | None = None
         self._stack = AsyncExitStack()
         self._prefix = f"rollout-{environment}-{secrets.token_hex(4)}"
@@ -101,9 +101,13 @@ class ServiceImageBackend:
         async with AsyncExitStack() as stack:
             engine = self._engine = await stack.enter_async_context(await Engine.connect(self._url))
             stack.callback(self._forget_engine)
+            if engine.remote:
+                raise UsageError(
+                    f"an image of the protocol env_service needs a Docker daemon on this machine, and {engine.url} is "
+                    "another's: start the service there, and reach it with --backend remote --url URL"
+                )
             await found_or_pulled(engine, self._image.name, self._progress)
             base = await base_image(engine, self._progress)
-            await clear_strays(engine)
             private = await asyncio.to_thread(stack.enter_context, private_directory())
             identity = f"{self.environment} {await engine.image_id(self._image.name)}"
             self._plan = Plan(
@@ -119,11 +123,14 @@ class ServiceImageBackend:
             await stack.enter_async_context(self._known)
             output = Path(os.devnull) if self._logs is None else self._logs / "reaper.log"
             self._reaper = await Reaper.start(
-                socket=engine.path, labels={BACKEND: self._prefix}, private=private, log=output
+                url=engine.url, labels={BACKEND: self._prefix}, private=private, log=output
             )
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.push_async_callback(self._leave)
-            self._keeper = self._tasks.create_task(self._keep_reaper(), name="keep-reaper")
+            self._chores = [
+                self._tasks.create_task(self._keep_reaper(), name="keep-reaper"),
+                self._tasks.create_task(clear_at_leisure(engine), name="clear-strays"),
+            ]
             self._stack = stack.pop_all()
         return self
 
@@ -190,9 +197,10 @@ class ServiceImageBackend:
 
     async def _leave(self) -> None:
         """Remove everything; what does not go in time is the reaper's."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+        for chore in self._chores:
+            chore.cancel()
+        if self._chores:
+            await asyncio.wait(self._chores)
         removing = {asyncio.create_task(self._undo(name), name=f"destroy-{name}") for name in self._containers}
         if removing:
             _, slow = await asyncio.wait(removing, timeout=LEAVE_S)
