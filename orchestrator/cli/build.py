@@ -66,7 +66,10 @@ def backend(config: RunConfig) -> Backend:
         case Docker(image=image, hardening=hardening):
             from backends.sandboxes.docker import DockerBackend
 
-            return DockerBackend(config.env, image=image, hardening=hardening)
+            host, port = _address(config.listen or "")
+            return DockerBackend(
+                config.env, image=image, hardening=hardening, host=host or None, port=port, insecure=config.insecure
+            )
         case Remote(url=url, token_env=token_env, max_instances=max_instances, solutions=solutions):
             from backends.sandboxes.remote import RemoteBackend
 

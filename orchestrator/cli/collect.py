@@ -96,8 +96,12 @@ def collect(
     ray_runtime_env: Annotated[
         list[str] | None, _option(HOW, "KEY=JSON", "ray: how nodes come by this package; may be repeated.")
     ] = None,
-    listen: Annotated[Text, _option(HOW, "HOST[:PORT]", "ray, shards: where the nodes reach this machine.")] = None,
-    insecure: Annotated[bool | None, _option(HOW, None, "ray, shards: dial in without TLS.", "--insecure")] = None,
+    listen: Annotated[
+        Text, _option(HOW, "HOST[:PORT]", "ray, shards, docker over TCP: where sandboxes dial in.")
+    ] = None,
+    insecure: Annotated[
+        bool | None, _option(HOW, None, "ray, shards, docker over TCP: without TLS.", "--insecure")
+    ] = None,
     step_timeout: Annotated[Number, _option(HOW, "S", "Seconds a step (default 30).")] = None,
     episode_timeout: Annotated[Number, _option(HOW, "S", "Seconds an episode (default: no bound).")] = None,
     durability: Annotated[

@@ -128,7 +128,7 @@ def _switched(value: object) -> object:
 
 
 class Docker(Frozen):
-    """Sandboxes as containers of this machine's Docker daemon."""
+    """Sandboxes as containers of a Docker daemon: the one that the docker command would use."""
 
     kind: Literal["docker"]
     image: str | None = Field(default=None, min_length=1)
@@ -218,7 +218,7 @@ class RunConfig(Frozen):
     ray_runtime_env: Annotated[dict[str, Any], BeforeValidator(_read_options)] = {}
     """How nodes come by this package; see Ray's documentation."""
     listen: str | None = Field(default=None, pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+)(:\d+)?$")
-    """The address, and the port, that the nodes reach this machine at."""
+    """The address, and the port, that the nodes, or the containers of another machine's daemon, reach this one at."""
     insecure: bool = False
     """Without TLS."""
     concurrency: PositiveInt = 256
@@ -237,7 +237,8 @@ class RunConfig(Frozen):
 
 POLICIES: Final[dict[str, type[Frozen]]] = {"replay": Replay, "scripted": Scripted, "chat": Chat}
 BACKENDS: Final[dict[str, type[Frozen]]] = {"local": Local, "docker": Docker, "remote": Remote, "ray": Ray}
-_RAY: Final = frozenset({*(name for name in RunConfig.model_fields if name.startswith("ray_")), "listen", "insecure"})
+_TCP: Final = frozenset({"listen", "insecure"})
+_RAY: Final = _TCP.union(name for name in RunConfig.model_fields if name.startswith("ray_"))
 _PARTS: Final = {"policy": POLICIES, "backend": BACKENDS}
 
 
@@ -268,11 +269,20 @@ def _consistent(config: RunConfig) -> RunConfig:
             "--shards puts whole orchestrators with local sandboxes on the nodes: give --shards or "
             f"--backend {config.backend.kind}, not both"
         )
-    if config.shards is None and not isinstance(config.backend, Ray) and (unused := config.model_fields_set & _RAY):
-        raise UsageError(f"--{min(unused).replace('_', '-')} is for --backend ray and for --shards")
+    if config.shards is None and not isinstance(config.backend, Ray):
+        _dial_in(config)
     if config.max_unacked is not None and config.consumer is None:
         raise UsageError("--max-unacked says how far a consumer may be behind: name it with --consumer")
     return config
+
+
+def _dial_in(config: RunConfig) -> None:
+    """Refuse what is for a Ray cluster; containers of another machine's daemon dial in as its sandboxes do."""
+    docker = isinstance(config.backend, Docker) and config.backend.image_protocol == "rollout"
+    if unused := config.model_fields_set & (_RAY - _TCP if docker else _RAY):
+        name = min(unused)
+        too = "" if name not in _TCP else ", and for --backend docker where the daemon is another machine's"
+        raise UsageError(f"--{name.replace('_', '-')} is for --backend ray and for --shards{too}")
 
 
 def stored(values: Mapping[str, object], given: Mapping[str, object]) -> RunConfig:

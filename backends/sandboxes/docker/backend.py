@@ -147,14 +147,13 @@ class DockerBackend:
         self._limit_s = call_limit_s
 
     async def __aenter__(self) -> Self:
-        """Raises Unavailable where there is no daemon, it lacks the runtime that was asked for, or no image can be had;
-        UsageError for what a daemon of another machine cannot do; EngineError."""
+        """Raises Unavailable where there is no daemon, it lacks the runtime that was asked for, no image can be had, or
+        its containers do not reach this machine; UsageError for what such a daemon cannot do; EngineError."""
         async with AsyncExitStack() as stack:
             self._engine = await stack.enter_async_context(await Engine.connect(self._url))
             stack.callback(self._forget_engine)
             await self._check_runtime(self._engine)
-            if self._engine.remote:
-                self._listener = Listener(await self._address(self._engine))
+            self._listener = Listener(await self._address(self._engine))
             self._blueprint = await self._draw(self._engine)
             await stack.enter_async_context(self._listener)
             self._reaper = await self._start_reaper(self._engine)
@@ -165,6 +164,8 @@ class DockerBackend:
             self._chore(self._clear(self._engine), "clear-strays")
             self._chore(self._look(), "look-at-containers")
             self._stack = stack.pop_all()
+        if self._outposts is not None:
+            await self._begin(self._outposts)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -243,6 +244,13 @@ class DockerBackend:
             return await container.start(self._listener, door)
         except BaseException:  # cancellation included: what was started is ended
             await shielded(self._undo(name), deadline_s=LEAVE_S, what=name)
+            raise
+
+    async def _begin(self, outposts: Outposts) -> None:
+        try:
+            await outposts.begin()
+        except BaseException:  # cancellation included: what was entered is left
+            await self._stack.aclose()
             raise
 
     async def _door(self) -> tuple[Door, str]:
@@ -357,9 +365,17 @@ class DockerBackend:
             lease_s=self._lease_s,
         )
 
-    async def _address(self, engine: Engine) -> Tcp:
-        """Where containers of another machine dial in."""
+    async def _address(self, engine: Engine) -> Tcp | None:
+        """Where containers of another machine dial in. Raises UsageError, Unavailable."""
         host, port, insecure = self._tcp
+        if not engine.remote:
+            if host or port or insecure:
+                raise UsageError(
+                    f"the containers of the Docker daemon at {engine.url} dial in over a socket of this machine, "
+                    "without a network: leave out --listen and --insecure, which are for a daemon reached over TCP "
+                    "(DOCKER_HOST=tcp://HOST:PORT)"
+                )
+            return None
         if engine.endpoint.readable and not insecure:
             raise UsageError(
                 f"the Docker daemon at {engine.url} is reached without TLS, so that others can read tokens and steps: "

@@ -25,6 +25,7 @@ from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.docker.outpost_inside import FOLDER
 from backends.sandboxes.docker.owners import LEASE
 from backends.sandboxes.docker.port import CALL_S, EngineError, EngineGone, EngineTimeout
+from orchestrator.errors import Unavailable
 from orchestrator.shield import shielded
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ _BOUNDS: Final = Resources(cpus=1.0, memory_mb=256, pids=32, tmp_mb=1, shm_mb=1)
 _FILES: Final = 8192
 _SOCKETS: Final = "size=4m,mode=0711,uid=65534,gid=65534"
 _PYTHON: Final = "/opt/rollout/venv/bin/python"
-_DONE: Final = "done "
 _LINE_CAP: Final = 65536
 _SAID_CAP: Final = 300
 _LEAVE_S: Final = 10.0
@@ -64,6 +64,10 @@ class Door(Protocol):
     async def shut(self) -> None:
         """Accept nobody more. Idempotent; raises nothing where it is gone already."""
         ...
+
+
+class OutpostRefused(EngineError):
+    """An outpost could not do what it was asked, and says why."""
 
 
 class Outposts:
@@ -91,15 +95,23 @@ class Outposts:
         self._changing = asyncio.Lock()
         self._current: Outpost | None = None
 
+    async def begin(self) -> None:
+        """Start the first one. Raises Unavailable where it does not reach this machine; EngineError."""
+        try:
+            await self.door()
+        except OutpostRefused as error:
+            raise Unavailable(str(error)) from None
+
     async def door(self) -> tuple[Door, str]:
         """A door that is not open yet, and the name of the outpost that keeps it. Raises EngineError where there is
-        none and none can be started."""
+        none and none can be started, OutpostRefused where it does not reach this machine."""
         async with self._changing:
             if self._current is None or self._current.ended:
                 await self.close()  # what stays is the reaper's
                 self._count += 1
                 post = self._current = Outpost(f"{self._name}-outpost-{self._count}", self._engine)
                 await post.start(self._config(post.id), self._letter(), self._tasks, self._lease_s)
+                await self._reach(post)
             return self._current.door(), self._current.id
 
     async def close(self) -> list[str]:
@@ -109,6 +121,17 @@ class Outposts:
         gone = await shielded(post.remove(), deadline_s=_LEAVE_S, what=post.id)
         self._current = None
         return [] if gone else [post.id]
+
+    async def _reach(self, post: Outpost) -> None:
+        try:
+            await post.ask("reach")
+        except OutpostRefused as error:
+            post.ended = True
+            raise OutpostRefused(
+                f"containers of the Docker daemon at {self._engine.url} do not reach this machine at "
+                f"{self._listener.url} ({error}): say with --listen HOST[:PORT] where they do, and let them through "
+                "its firewall"
+            ) from None
 
     def _letter(self) -> bytes:
         """What it reads first."""
@@ -173,7 +196,8 @@ class Outpost:
         return RemoteDoor(self, f"s{self._doors}", self._folder)
 
     async def ask(self, line: str) -> None:
-        """Have it do something, and wait for that. Raises EngineError; what does not answer in time has ended."""
+        """Have it do something, and wait for that. Raises EngineError; what does not answer in time has ended, and
+        OutpostRefused where it fails."""
         if self.ended or self._attachment is None:
             raise EngineGone(f"{self.id} has ended: {self._why()}")
         done = self._asked[line] = asyncio.get_running_loop().create_future()
@@ -202,15 +226,22 @@ class Outpost:
         while data := await attachment.read():
             *lines, buffer = (buffer + data.decode(errors="replace"))[-_LINE_CAP:].split("\n")
             for line in lines:
-                done = self._asked.pop(line.removeprefix(_DONE), None) if line.startswith(_DONE) else None
-                if done is None:
-                    self._said = line[:_SAID_CAP]
-                elif not done.done():
-                    done.set_result(None)
+                self._take(line)
         self.ended = True
         for done in self._asked.values():
             if not done.done():
                 done.set_exception(EngineGone(f"{self.id} has ended: {self._why()}"))
+
+    def _take(self, line: str) -> None:
+        result, _, rest = line.partition(" ")
+        asked, _, why = rest.partition(": ")
+        done = self._asked.pop(asked, None) if result in {"done", "failed"} else None
+        if done is None:
+            self._said = line[:_SAID_CAP]
+        elif not done.done() and result == "done":
+            done.set_result(None)
+        elif not done.done():
+            done.set_exception(OutpostRefused(why[:_SAID_CAP]))
 
     async def _renew(self, lease_s: float) -> None:
         while not self.ended:

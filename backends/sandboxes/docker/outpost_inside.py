@@ -2,9 +2,9 @@
 
 Standard input brings, as its first line, a JSON object: `host`, `port` and `certificate` (PEM; null without TLS) of the
 orchestrator's listener, and `lease_s`; then lines: `open NAME` makes a folder with a socket that a sandbox's container
-mounts, `shut NAME` removes both, `alive` renews the lease. Each line is answered when it is done. What connects to a
-socket is connected to the listener, whose certificate alone is trusted. The input's end, or none within the lease, ends
-all. Standard library alone.
+mounts, `shut NAME` removes both, `reach` tries the listener, `alive` renews the lease. Each is answered: `done LINE` or
+`failed LINE: WHY`. What connects to a socket is connected to the listener, whose certificate alone is trusted. The
+input's end, or none within the lease, ends all. Standard library alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any, Final
 FOLDER: Final = "/run/rollout-outpost"
 SOCKET: Final = "orchestrator"
 """The socket's name in its folder."""
+DIAL_S: Final = 10.0
+"""What does not let anyone in by then is a firewall."""
 _CHUNK: Final = 64 * 1024
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3))
 """A silent machine has gone after four seconds, as on the other side."""
@@ -51,6 +53,9 @@ class Doors:
                 if (server := self._open.pop(name, None)) is not None:
                     server.close()
                     shutil.rmtree(os.path.join(FOLDER, name))
+            case ["reach"]:
+                _, writer = await self._dial()
+                writer.close()
             case ["alive"]:
                 pass
             case _:
@@ -58,15 +63,10 @@ class Doors:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            outer_reader, outer_writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
-        except OSError as error:  # whoever connected learns it by the end
-            sys.stderr.write(f"no connection to {self._host}:{self._port}: {error}\n")
+            outer_reader, outer_writer = await self._dial()
+        except OSError:  # whoever connected learns it by the end
             writer.close()
             return
-        connection = outer_writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE:
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
         try:
             pumps = {
                 asyncio.create_task(_pump(reader, outer_writer), name="out"),
@@ -78,6 +78,19 @@ class Doors:
         finally:
             outer_writer.close()
             writer.close()
+
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The listener. Raises OSError."""
+        try:
+            async with asyncio.timeout(DIAL_S):
+                reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+        except TimeoutError:
+            raise OSError(f"no answer within {DIAL_S:g} s") from None
+        connection = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        return reader, writer
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -104,8 +117,14 @@ async def main() -> None:
             raise SystemExit(f"the owner has not been heard of for {config['lease_s']} s") from None
         if not line:
             return
-        await doors.obey(line)
-        sys.stdout.write(f"done {line.strip()}\n")
+        line = line.strip()
+        try:
+            await doors.obey(line)
+        except OSError as error:
+            said = f"failed {line}: {str(error).replace(chr(10), ' ')}"
+        else:
+            said = f"done {line}"
+        sys.stdout.write(f"{said}\n")
         sys.stdout.flush()
 
 

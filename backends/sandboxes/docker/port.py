@@ -305,9 +305,12 @@ class Attachment:
         self._stream = stream
 
     async def write(self, data: bytes) -> None:
-        """To standard input."""
-        async with _call("write to a container", CALL_S):
-            await self._stream.write_in(data)
+        """To standard input. Raises EngineGone where the container has ended."""
+        try:
+            async with _call("write to a container", CALL_S):
+                await self._stream.write_in(data)
+        except AssertionError:  # what the client library raises where the connection has ended
+            raise EngineGone("write to a container: it has ended, or the Docker daemon has") from None
 
     async def read(self) -> bytes:
         """What the container has written next, to either stream; empty at its end, or the daemon's."""
