@@ -2,29 +2,37 @@
 
 `python -m bench.engine_run JSON`. CPU is the run's own figure (user + system of the whole process, all threads, from
 first admission to last durable commit); `call_us_per_step` is the same of the whole call of `run`, measured here, so
-that work moved outside of the first shows in the second. A run whose rewards are not all 1.0 is an error: its figure
-would be that of other work.
+that work moved outside of the first shows in the second; `us_per_episode` says who of its family used what. A run
+whose rewards are not all 1.0 is an error: its figure would be that of other work.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final, Literal
 
 from backends.sandboxes.docker import DockerBackend
 from backends.sandboxes.local import LocalBackend
+from backends.sandboxes.ray import RayBackend, RayOptions, RayShards
+from bench import census
 from bench.workers import serve
 from orchestrator import Orchestrator
 from orchestrator.errors import RunFailed
 from policies.agents.replay import ReplayPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
     from bench.values import Row
+    from orchestrator.protocols import Backend
+    from orchestrator.shards import Crew, ShardJob
 
 SAMPLE_S: Final = 0.1
+LIGHT: Final = RayOptions(cpus=0.5)
+"""The machine that is measured may have fewer cores than a run has processes."""
 
 
 async def measure(
@@ -36,11 +44,14 @@ async def measure(
     sandboxes: int,
     seed: int,
     durability: Literal["step", "episode"],
-    backend: Literal["local", "docker"] = "local",
+    backend: Literal["local", "docker", "ray"] = "local",
+    shards: int | None = None,
 ) -> Row:
-    """Run it and return its row."""
+    """Run it and return its row. Ray's parts start a cluster of their own."""
+    crew = None if shards is None else _Together(shards, options=LIGHT)
     async with Orchestrator(
-        backend=LocalBackend("bfcl") if backend == "local" else DockerBackend("bfcl"),
+        backend=_backend(backend),
+        shards=crew,
         policy=ReplayPolicy(),
         out=Path(out),
         concurrency=concurrency,
@@ -50,10 +61,12 @@ async def measure(
     ) as orch:
         running: list[int] = []
         sampler = asyncio.create_task(_sample(orch, running), name="sampler")
-        cpu = time.process_time()
+        before = await census.at_rest() if backend == "ray" else await asyncio.to_thread(census.take)
         summary = await orch.run(split=split, episodes=episodes)
-        cpu = time.process_time() - cpu
+        after = await asyncio.to_thread(census.take)
         sampler.cancel()
+    used = after.since(before)
+    begun = after.since(crew.before) if crew is not None else used
     if summary.reward_one != episodes or summary.duplicates:
         raise RunFailed(f"{summary.reward_one} of {episodes} rewards are 1.0 ({summary.failures}): no measurement")
     return {
@@ -66,12 +79,37 @@ async def measure(
         "steps_per_s": summary.steps_per_s,
         "episodes_per_s": summary.episodes_per_s,
         "cpu_us_per_step": summary.cpu_us_per_step_orchestrator,
-        "call_us_per_step": cpu / summary.steps * 1e6,
+        "call_us_per_step": used.driver / summary.steps * 1e6,
+        "us_per_episode": {name: cpu / episodes * 1e6 for name, cpu in begun._asdict().items()},
         "sandbox_us_per_step": summary.cpu_s_sandbox / summary.steps * 1e6,
         "peak_rss_mb": summary.peak_rss_mb,
         "running_median": median(running) if running else None,
         "running_max": max(running, default=None),
     }
+
+
+class _Together(RayShards):
+    """Shards that begin when all of them are ready, and the cluster is at rest; `before` is the census then."""
+
+    before: census.Census
+
+    @asynccontextmanager
+    async def crew(self, job: ShardJob, absorb: Callable[[Mapping[str, bytes]], None]) -> AsyncIterator[Crew]:
+        """See `Shards.crew`."""
+        async with super().crew(job, absorb) as crew:
+            await crew.gathered(everyone=True, within_s=census.REST_S)
+            self.before = await census.at_rest()
+            yield crew
+
+
+def _backend(name: Literal["local", "docker", "ray"]) -> Backend:
+    match name:
+        case "local":
+            return LocalBackend("bfcl")
+        case "docker":
+            return DockerBackend("bfcl")
+        case "ray":
+            return RayBackend("bfcl", options=LIGHT)
 
 
 async def _sample(orch: Orchestrator, running: list[int]) -> None:

@@ -34,6 +34,8 @@ def draw(name: str, report: Report, path: Path) -> Path:
             _webshop(axes, report)
         case "docker-faults":
             _docker_faults(axes, report)
+        case "ray":
+            _ray(axes, report.result)
         case _:
             _recovery(axes, report)
     axes.grid(visible=True, axis="y", alpha=0.3)
@@ -112,4 +114,17 @@ def _docker_faults(axes: Axes, report: Report) -> None:
     right, episodes = report.result["episodes_right"], report.result["episodes"]
     title = f"Faults of containers: {right:,} of {episodes:,} episodes right"
     axes.set(ylabel="noticed after its deadline, s", title=title)
+    axes.legend()
+
+
+def _ray(axes: Axes, result: Mapping[str, Any]) -> None:
+    used: Mapping[str, Mapping[str, float]] = result["us_per_episode"]
+    bottom = [0.0] * len(used)
+    for who in ("driver", "shards", "sandboxes", "others"):
+        heights = [parts[who] for parts in used.values()]
+        axes.bar(list(used), heights, bottom=bottom, width=0.5, label=who)
+        bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
+    steps, scaling = result["steps_ratio"], result["shards_scaling"]
+    title = f"Steps a second on Ray {steps:.2f} of local, two shards {scaling:.2f} of one"
+    axes.set(ylabel="CPU an episode, us", title=title)
     axes.legend()

@@ -18,6 +18,7 @@ from bench.docker import docker
 from bench.docker_faults import docker_faults
 from bench.machine import describe, versions
 from bench.overhead import overhead
+from bench.ray import ray
 from bench.recovery import recovery
 from bench.webshop import webshop
 from orchestrator.errors import UsageError
@@ -38,6 +39,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "docker-faults": docker_faults,
     "webshop": webshop,
     "agentscope": agentscope,
+    "ray": ray,
 }
 _KILLING: Final = ("recovery", "docker-faults")
 
