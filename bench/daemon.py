@@ -67,7 +67,10 @@ class PrivateDaemon:
 
     def copy_image(self, environment: str) -> None:
         """Take an environment's image over from the machine's daemon. Raises RunFailed."""
-        name = image_name(find(environment))
+        self.copy(image_name(find(environment)))
+
+    def copy(self, name: str) -> None:
+        """Take an image over from the machine's daemon. Raises RunFailed."""
         with subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE) as saving:
             command = ["docker", "--host", self.url, "load"]
             loaded = subprocess.run(command, stdin=saving.stdout, capture_output=True, check=False)

@@ -21,6 +21,7 @@ from orchestrator.errors import Unavailable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from elsewhere import Elsewhere
     from ray_cluster import TwoNodes
 
 
@@ -80,6 +81,32 @@ def private_daemon(daemon: None, tmp_path_factory: pytest.TempPathFactory) -> It
         yield private
     finally:
         private.end()
+
+
+@pytest.fixture(scope="module")
+def far_daemon(daemon: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
+    """A daemon as on another machine, reached over TCP with TLS."""
+    from elsewhere import elsewhere
+
+    try:
+        with elsewhere(Path(tmp_path_factory.mktemp("far"))) as made:
+            yield made
+    except Unavailable as error:
+        pytest.fail(str(error)) if os.environ.get("ROLLOUT_REQUIRE_DOCKER") == "1" else pytest.skip(str(error))
+
+
+@pytest.fixture
+def far(far_daemon: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
+    """The same, named by the environment; no container is left on it by the test."""
+    for name, value in far_daemon.environ().items():
+        monkeypatch.setenv(name, value)
+    yield far_daemon
+    ends = time.monotonic() + REAPED_S
+    while (left := far_daemon.containers()) and time.monotonic() < ends:
+        time.sleep(0.1)
+    for name in left:
+        subprocess.run(["docker", "--host", far_daemon.daemon.url, "rm", "-f", name], capture_output=True, check=False)
+    assert not left, f"containers left behind: {sorted(left)}"
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import ssl
+import sys
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,6 +23,8 @@ from orchestrator.errors import Unavailable
 
 _PORTS: Final = {True: 2376, False: 2375}
 """Of daemons with TLS and without, where none is named."""
+_LINGERS: Final = sys.version_info < (3, 12, 7) or (3, 13) <= sys.version_info < (3, 13, 1)
+"""A TLS connection of this Python's that is closed stays open where the other side does not say goodbye."""
 _TCP: Final = {"tcp", "http", "https"}
 
 
@@ -54,7 +57,8 @@ class Endpoint(NamedTuple):
         One connection a container stays open: there is no cap."""
         if self.path:
             return aiohttp.UnixConnector(self.path, limit=0, force_close=True)
-        return aiohttp.TCPConnector(limit=0, force_close=True, ssl=True if self.tls is None else self.tls)
+        context = True if self.tls is None else self.tls
+        return aiohttp.TCPConnector(limit=0, force_close=True, ssl=context, enable_cleanup_closed=_LINGERS)
 
     @property
     def readable(self) -> bool:
@@ -73,9 +77,10 @@ class Endpoint(NamedTuple):
 
     def unreachable(self, error: Exception) -> str:
         """What stands in the way of it, and what to do about it."""
+        told = str(error).strip()
         if self.remote:
             return (
-                f"the Docker daemon at {self.url} does not answer ({error}): check that it listens there, and with TLS "
+                f"the Docker daemon at {self.url} does not answer ({told}): check that it listens there, and with TLS "
                 "that DOCKER_TLS_VERIFY=1 is set and DOCKER_CERT_PATH holds ca.pem, cert.pem and key.pem"
             )
         if not os.path.exists(self.path):
@@ -85,7 +90,7 @@ class Endpoint(NamedTuple):
                 f"this user may not talk to the Docker daemon at {self.path}: join the group that may (on most systems "
                 "`sudo usermod -aG docker $USER`, then log in again)"
             )
-        return f"the Docker daemon at {self.path} does not answer ({error}): start it, then try again"
+        return f"the Docker daemon at {self.path} does not answer ({told}): start it, then try again"
 
 
 async def find(url: str | None = None) -> Endpoint:

@@ -41,6 +41,7 @@ _RENEWALS: Final = 4
 _BOUNDS: Final = Resources(cpus=1.0, memory_mb=256, pids=32, tmp_mb=1, shm_mb=1)
 _FILES: Final = 8192
 _SOCKETS: Final = "size=4m,mode=0711,uid=65534,gid=65534"
+_PROGRAM: Final = Path(outpost_inside.__file__)
 _PYTHON: Final = "/opt/rollout/venv/bin/python"
 _LINE_CAP: Final = 65536
 _SAID_CAP: Final = 300
@@ -110,7 +111,8 @@ class Outposts:
                 await self.close()  # what stays is the reaper's
                 self._count += 1
                 post = self._current = Outpost(f"{self._name}-outpost-{self._count}", self._engine)
-                await post.start(self._config(post.id), self._letter(), self._tasks, self._lease_s)
+                program = await asyncio.to_thread(_PROGRAM.read_text, encoding="utf-8")
+                await post.start(self._config(post.id, program), self._letter(), self._tasks, self._lease_s)
                 await self._reach(post)
             return self._current.door(), self._current.id
 
@@ -139,14 +141,14 @@ class Outposts:
         config = {"host": parts.hostname, "port": parts.port, "certificate": self._listener.certificate}
         return orjson.dumps({**config, "lease_s": self._lease_s}) + b"\n"
 
-    def _config(self, name: str) -> dict[str, Any]:
+    def _config(self, name: str, program: str) -> dict[str, Any]:
         """The body of the engine's call. It runs no image's own program, and what it holds lies in memory."""
         host = Hardening(network=self._network, open_files=_FILES).host_config(_BOUNDS)
         driver = {"Name": "local", "Options": {"type": "tmpfs", "device": "tmpfs", "o": _SOCKETS}}
         host["Mounts"] = [{"Type": "volume", "Target": FOLDER, "VolumeOptions": {"DriverConfig": driver}}]
         return {
             "Image": self._image,
-            "Entrypoint": [_PYTHON, "-I", "-c", Path(outpost_inside.__file__).read_text(encoding="utf-8")],
+            "Entrypoint": [_PYTHON, "-I", "-c", program],
             "Cmd": [],
             "User": Hardening().user,
             "WorkingDir": "/",

@@ -1,0 +1,162 @@
+"""The Docker backend on another machine's daemon, reached over TCP with TLS: its contract, whole runs, its walls."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from elsewhere import ROLLOUT
+from runs import Counted, counting, equal, play
+
+from backends.sandboxes.docker import DockerBackend
+from backends.sandboxes.docker.hardening import Hardening
+from backends.sandboxes.docker.owners import LEASE
+from backends.sandboxes.docker.service_backend import ServiceImageBackend
+from backends.sandboxes.docker.service_image import ServiceImage
+from backends.sandboxes.local import LocalBackend
+from bench.strikes import docker, inside
+from orchestrator.errors import Unavailable, UsageError
+from orchestrator.testing import BACKEND_CHECKS, FAULT_CHECKS, run_check
+from orchestrator.testing.harness import entered
+from orchestrator.testing.harness import play as exchange
+from policies.agents.replay import ReplayPolicy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from elsewhere import Elsewhere
+
+NOTICED_S = 6.0
+"""A machine that is silent is known to have gone after four seconds."""
+
+
+@pytest.mark.parametrize("name", [*BACKEND_CHECKS, *FAULT_CHECKS])
+async def test_the_kit(name: str, far: Elsewhere) -> None:
+    """The first of them finds no image there: it is built through the daemon's API."""
+    await run_check({**BACKEND_CHECKS, **FAULT_CHECKS}[name], lambda: DockerBackend("toy"))
+
+
+async def test_forty_known_answers(far: Elsewhere, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"split": "multi_turn_base", "episodes": 40, "seed": 3}
+    played = await play(tmp_path / "far", ReplayPolicy(), backend=DockerBackend("bfcl"), **common)
+    assert (played.summary.episodes, played.summary.reward_one, played.summary.duplicates) == (40, 40, 0)
+    assert played.losses() == []
+    local = await play(tmp_path / "local", ReplayPolicy(), backend=LocalBackend("bfcl"), **common)
+    assert equal(local.episodes, played.episodes)
+
+
+async def test_what_inspect_shows(far: Elsewhere) -> None:
+    """The sandbox is walled off as at home; the outpost has a network and nothing else; neither shows a token."""
+    async with entered(lambda: DockerBackend("toy")) as backend:
+        sandbox = await backend.create()
+        [post] = await asyncio.to_thread(far.containers, "--filter", f"label={LEASE}", "--filter", "name=outpost")
+        shown = await asyncio.to_thread(docker, "inspect", sandbox.id, post, host=far.daemon.url)
+        one, other = json.loads(shown)
+        assert (one["HostConfig"]["NetworkMode"], other["HostConfig"]["NetworkMode"]) == ("none", "bridge")
+        assert {one["Config"]["Labels"][LEASE], other["Config"]["Labels"][LEASE]} == {post}
+        for container in (one, other):
+            host = container["HostConfig"]
+            assert (container["Config"]["User"], host["CapDrop"], host["ReadonlyRootfs"]) == (
+                "65534:65534",
+                ["ALL"],
+                True,
+            )
+            assert (host["Privileged"], host["PortBindings"] or {}) == (False, {})
+        [mount] = one["Mounts"]
+        assert (mount["Destination"], mount["RW"]) == ("/run/rollout", False)
+        assert "oken" not in json.dumps(one)
+        for name in (sandbox.id, post):
+            program = "print(open('/proc/1/environ').read())"
+            assert "oken" not in await asyncio.to_thread(inside, name, program, host=far.daemon.url)
+
+
+async def test_the_door_is_shut_behind_the_server(far: Elsewhere) -> None:
+    connect = "import socket; socket.socket(socket.AF_UNIX).connect('/run/rollout/orchestrator')"
+    async with entered(lambda: DockerBackend("toy")) as backend:
+        sandbox = await backend.create()
+        said = await asyncio.to_thread(
+            inside, sandbox.id, f"{connect}; print('done')", host=far.daemon.url, check=False
+        )
+        assert "done" not in said
+
+
+async def test_insecure_means_no_tls(far: Elsewhere) -> None:
+    backend = DockerBackend("toy", insecure=True, host=far.here)
+    async with entered(lambda: backend):
+        assert backend._listener.url.startswith(f"http://{far.here}:")
+        await exchange(await backend.create(), "toy_1", seed=1)
+
+
+class KilledOutpost:
+    """Ends the outpost of a backend as soon as it is entered."""
+
+    def __init__(self, far: Elsewhere) -> None:
+        self._far = far
+
+    async def __aenter__(self) -> None:
+        [post] = await asyncio.to_thread(self._far.containers, "--filter", "name=outpost")
+        await asyncio.to_thread(docker, "kill", post, host=self._far.daemon.url)
+
+    async def __aexit__(self, *exc: object) -> None:
+        pass
+
+
+async def test_an_outpost_that_dies_costs_no_model_call(far: Elsewhere, tmp_path: Path) -> None:
+    policy = Counted(counting, think_s=0.3)
+    backend = DockerBackend("toy")
+    played = await play(
+        tmp_path / "run", policy, backend=backend, episodes=16, concurrency=8, chaos=KilledOutpost(far), all_up=True
+    )
+    assert played.summary.reward_one == 16
+    assert len(played.losses()) == 2
+    assert backend.statistics().started == 4
+    assert policy.repeated() == 0
+
+
+async def test_a_network_that_goes_is_noticed(far: Elsewhere) -> None:
+    async with entered(lambda: DockerBackend("toy")) as backend:
+        sandbox = await backend.create()
+        with far.cut():
+            cut = time.monotonic()
+            async with asyncio.timeout(2 * NOTICED_S):
+                await asyncio.shield(sandbox.lost)
+            assert time.monotonic() - cut < NOTICED_S
+        await backend.destroy(sandbox.id)
+        await exchange(await backend.create(), "toy_1", seed=1)
+
+
+async def test_containers_that_do_not_find_back_are_told(far: Elsewhere) -> None:
+    with pytest.raises(
+        Unavailable, match=rf"do not reach this machine at https://{far.here}:\d+/ \(.+\): say with --l"
+    ):
+        async with DockerBackend("toy", outpost_network="none"):
+            pass
+
+
+async def test_what_it_cannot_do_there(far: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="proxy of the item `egress` runs on this machine"):
+        async with DockerBackend("toy", hardening=Hardening(egress=("example.org:443",))):
+            pass
+    with pytest.raises(UsageError, match=r"needs a Docker daemon on this machine.*--backend remote"):
+        async with ServiceImageBackend("toy", ServiceImage("of-somebody:1")):
+            pass
+    monkeypatch.delenv("DOCKER_TLS_VERIFY")
+    with pytest.raises(Unavailable, match=r"does not answer.*DOCKER_TLS_VERIFY=1"):
+        async with DockerBackend("toy"):
+            pass
+
+
+def test_the_command(far: Elsewhere, tmp_path: Path) -> None:
+    command = [ROLLOUT, "collect", "--env", "toy", "--backend", "docker", "--episodes", "4", "--json", "--out", "run"]
+    command += ["--listen", far.here]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["reward_one"] == 4
+    doctor = subprocess.run([ROLLOUT, "doctor", "--json"], capture_output=True, text=True, timeout=60, check=True)
+    said = {check["what"]: check["finding"] for check in json.loads(doctor.stdout.splitlines()[-1])["checks"]}
+    assert f" at {far.url}, " in said["docker"]
+    assert said["left-over containers"].startswith("none")
