@@ -31,7 +31,7 @@ class Outside:
         site = Path(self.run(self.python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").strip())
         line = f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n"
         (site / "project.pth").write_text(line, encoding="utf-8")
-        self.pip("hatchling>=1.27")
+        self.pip("hatchling>=1.27", "editables")  # the second for `-e`
 
     def pip(self, *arguments: str) -> None:
         """`pip install`, with the build tools that are there."""
