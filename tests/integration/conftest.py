@@ -83,7 +83,7 @@ def private_daemon(daemon: None, tmp_path_factory: pytest.TempPathFactory) -> It
         private.end()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def far_daemon(daemon: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
     """A daemon as on another machine, reached over TCP with TLS."""
     from elsewhere import elsewhere

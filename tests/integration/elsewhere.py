@@ -92,15 +92,18 @@ class Elsewhere:
 
     def reap_as_another_machine(self, folder: Path, *options: str) -> dict[str, Any]:
         """What `rollout reap` says where no process of this machine is seen. It has its own `folder`."""
-        boot = folder / "boot_id"
-        boot.write_text(f"{uuid4()}\n", encoding="ascii")
         environ = os.environ | self.environ() | {"TMPDIR": str(folder), "XDG_RUNTIME_DIR": str(folder)}
-        done = subprocess.run(
-            ["unshare", "--mount", "sh", "-c", _ANOTHER, str(boot), ROLLOUT, "reap", "--json", *options],
-            capture_output=True, check=True, env=environ,
-        )  # fmt: skip
+        command = [*another_machine(folder), ROLLOUT, "reap", "--json", *options]
+        done = subprocess.run(command, capture_output=True, check=True, env=environ)
         said: dict[str, Any] = json.loads(done.stdout)
         return said
+
+
+def another_machine(folder: Path) -> list[str]:
+    """How a command begins that takes this machine for another one."""
+    boot = folder / "boot_id"
+    boot.write_text(f"{uuid4()}\n", encoding="ascii")
+    return ["unshare", "--mount", "sh", "-c", _ANOTHER, str(boot)]
 
 
 @contextmanager
@@ -121,6 +124,7 @@ def elsewhere(folder: Path) -> Iterator[Elsewhere]:
         yield made
     finally:
         made.daemon.end()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_certificates(folder: Path, address: str) -> None:
