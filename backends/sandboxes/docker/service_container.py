@@ -92,8 +92,8 @@ class ServiceContainer:
             raise error
         self._attachment = attachment = await self.engine.attach(self.id)
         ended = self.tasks.create_task(self._drain(attachment), name=f"output-{self.id}")
-        for name in reversed(self.names):
-            await self.engine.start(name)
+        await self.engine.start(str(self.id))
+        await self._start_relay(ended)
         self.usage = Usage((await self.engine.inspect(self.id)).pid)
         self.channel = Channel(f"http://{self.id}", token=None, timeout=CREATE_S, socket=str(self.folder / SOCKET))
         await self._ready(self.channel, ended)
@@ -102,6 +102,15 @@ class ServiceContainer:
         )
         self._watcher = self.tasks.create_task(self._watch(sandbox, ended), name=f"watch-{self.id}")
         return sandbox
+
+    async def _start_relay(self, ended: asyncio.Task[None]) -> None:
+        """It joins the service's network; there is none where the service has ended already."""
+        try:
+            await self.engine.start(self.names[0])
+        except EngineError:
+            await asyncio.wait({ended}, timeout=SETTLE_S)
+            await self._check(ended)
+            raise
 
     async def let_go(self) -> None:
         """Condemn its sandbox and close all that leads to it. Idempotent."""
@@ -135,15 +144,19 @@ class ServiceContainer:
         loop = asyncio.get_running_loop()
         ends = loop.time() + self.plan.image.ready_s
         while loop.time() < ends:
-            if ended.done():
-                died = describe(await self._settled(), self._memory_mb)
-                raise self._not_started(f"{died.message} while starting")
+            await self._check(ended)
             if await channel.alive(max(ends - loop.time(), READY_POLL_S)):
                 return
             await asyncio.wait({ended}, timeout=READY_POLL_S)
         raise self._not_started(
             f"nothing at port {self.plan.image.port} answered /healthz within {self.plan.image.ready_s:g} s"
         )
+
+    async def _check(self, ended: asyncio.Task[None]) -> None:
+        """Raises SandboxError, with the cause, where the service's container has ended."""
+        if ended.done():
+            died = describe(await self._settled(), self._memory_mb)
+            raise self._not_started(f"{died.message} while starting")
 
     def _not_started(self, why: str) -> SandboxError:
         said = bytes(self._said[-TAIL_BYTES:]).decode(errors="replace").strip()
