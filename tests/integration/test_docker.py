@@ -31,7 +31,7 @@ from backends.sandboxes.private import PREFIX
 from bench.owners_killed import heirs
 from bench.strikes import FAULTS, docker, inside
 from orchestrator.cli.config import Docker, load
-from orchestrator.errors import SandboxError, Unavailable
+from orchestrator.errors import SandboxError, Unavailable, UsageError
 from orchestrator.testing import BACKEND_CHECKS, FAULT_CHECKS, run_check
 from orchestrator.testing.harness import entered
 from orchestrator.testing.harness import play as exchange
@@ -288,6 +288,13 @@ async def test_without_a_daemon_it_says_what_to_do(monkeypatch: pytest.MonkeyPat
     with pytest.raises(Unavailable, match=r"daemon at tcp://127\.0\.0\.1:1 does not answer .*DOCKER_TLS_VERIFY"):
         async with DockerBackend("toy"):
             pass
+
+
+async def test_where_to_dial_in_is_asked_for_another_machines_daemon_alone() -> None:
+    for options in ({"host": "192.0.2.1"}, {"port": 7000}, {"insecure": True}):
+        with pytest.raises(UsageError, match="without a network: leave out --listen and --insecure"):
+            async with DockerBackend("toy", **options):
+                pass
 
 
 def test_the_benchmark(tmp_path: Path) -> None:

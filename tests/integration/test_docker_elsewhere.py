@@ -6,12 +6,15 @@ import asyncio
 import json
 import subprocess
 import time
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from elsewhere import ROLLOUT
 from runs import Counted, counting, equal, play
 
+from backends.environments.catalog import find
+from backends.environments.data import register
 from backends.sandboxes.docker import DockerBackend
 from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.docker.owners import LEASE
@@ -26,6 +29,7 @@ from orchestrator.testing.harness import play as exchange
 from policies.agents.replay import ReplayPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from elsewhere import Elsewhere
@@ -137,17 +141,64 @@ async def test_containers_that_do_not_find_back_are_told(far: Elsewhere) -> None
             pass
 
 
-async def test_what_it_cannot_do_there(far: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_it_cannot_do_there(far: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="proxy of the item `egress` runs on this machine"):
         async with DockerBackend("toy", hardening=Hardening(egress=("example.org:443",))):
             pass
     with pytest.raises(UsageError, match=r"needs a Docker daemon on this machine.*--backend remote"):
         async with ServiceImageBackend("toy", ServiceImage("of-somebody:1")):
             pass
+    with monkeypatch.context() as patch:
+        patch.setenv("ROLLOUT_HOME", str(tmp_path))
+        for name in ("train", "test"):
+            (tmp_path / f"{name}.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n', encoding="utf-8")
+        await asyncio.to_thread(register, find("gsm8k"), tmp_path, tmp_path / "data", lambda line: None)
+        with pytest.raises(UsageError, match=r"the data of gsm8k lies on this machine.*give --image IMAGE"):
+            async with DockerBackend("gsm8k"):
+                pass
     monkeypatch.delenv("DOCKER_TLS_VERIFY")
     with pytest.raises(Unavailable, match=r"does not answer.*DOCKER_TLS_VERIFY=1"):
         async with DockerBackend("toy"):
             pass
+
+
+async def test_without_tls(far: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can read the network could read along; loopback nobody reads, and nobody finds back by it."""
+    monkeypatch.delenv("DOCKER_TLS_VERIFY")
+    async with forwarded(far.here, far.daemon.socket) as port:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://{far.here}:{port}")
+        with pytest.raises(UsageError, match=r"without TLS, so that others can read tokens and steps.*--insecure"):
+            async with DockerBackend("toy"):
+                pass
+    async with forwarded("127.0.0.1", far.daemon.socket) as port:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{port}")
+        with pytest.raises(Unavailable, match="find nobody: say with --listen HOST"):
+            async with DockerBackend("toy"):
+                pass
+        async with entered(lambda: DockerBackend("toy", host=far.here)) as backend:
+            await exchange(await backend.create(), "toy_1", seed=1)
+
+
+@asynccontextmanager
+async def forwarded(host: str, socket: Path) -> AsyncIterator[int]:
+    """The port of `host` that leads to a daemon's socket, as `ssh -L` lays it."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_unix_connection(socket)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(carry(reader, inner_writer))
+            tasks.create_task(carry(inner_reader, writer))
+
+    server = await asyncio.start_server(lead, host, 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
 
 
 def test_the_command(far: Elsewhere, tmp_path: Path) -> None:
