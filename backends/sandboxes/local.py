@@ -13,9 +13,8 @@ import asyncio
 import os
 import resource
 import secrets
-import shutil
 import sys
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
@@ -37,6 +36,7 @@ from backends.sandboxes.process import (
     labelled,
 )
 from backends.sandboxes.tail import Tail
+from backends.server.folders import remove
 from backends.server.wire import MAX_BODY, MAX_CHILDREN
 from orchestrator.errors import SandboxError, Unavailable, UsageError
 from orchestrator.protocols import SandboxLimits
@@ -174,7 +174,8 @@ class LocalBackend:
             server.sandbox.condemn(Failure(FailureKind.SANDBOX_LOST, "call", "the sandbox was destroyed"))
         if server.watcher is not None:
             server.watcher.cancel()
-        shutil.rmtree(server.folder, ignore_errors=True)
+        with suppress(OSError):  # what is left goes with the private folder
+            await asyncio.to_thread(remove, server.folder)
         self._servers.pop(sandbox, None)
 
     async def owned_by(self, run: RunId) -> Sequence[SandboxId]:

@@ -8,7 +8,6 @@ is dead, so that what a kill -9 leaves behind goes with the next start.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from backends.server.folders import remove_all
 from orchestrator.rundir import Owner
 
 if TYPE_CHECKING:
@@ -38,14 +38,13 @@ def private_directory() -> Iterator[Path]:
         (path / _OWNER).write_bytes(orjson.dumps(Owner.current()))
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_all([path])
 
 
 def sweep(parent: Path | None = None) -> list[Path]:
     """Remove this user's directories whose owner is dead; which."""
     found = dead(parent)
-    for path in found:
-        shutil.rmtree(path, ignore_errors=True)
+    remove_all(found)
     return found
 
 

@@ -6,7 +6,9 @@ itself and never touch module globals. `step` and `evaluate` may be plain functi
 
 In isolation `process` each session lives in a child of its own, forked from a process that has done `preload` and
 nothing else: it may use globals, freeze clocks, change directories and die. There all of `open`, `step`, `evaluate` and
-`close` are plain functions, run in that child; `tasks` and `solution` run in the server, which never preloads.
+`close` are plain functions, run in that child; `tasks` and `solution` run in the server, which never preloads. A child
+begins in an empty folder of its own, which is also its HOME and TMPDIR, the only place where it may change files, and
+removed after it; what `preload` has written stays as it is.
 """
 
 from __future__ import annotations
@@ -190,7 +192,7 @@ class KeepsSecrets(Protocol):
 
         Asked once, after `preload`. Paths that do not exist are passed over. Names and sizes stay visible. What did not
         exist when it was asked and lies directly in a folder above a secret is closed to sessions as well: keep secrets
-        in few folders of their own. All else a session may do as its user may. Where the kernel has no means (Linux
+        in few folders of their own. All else a session may read as its user may. Where the kernel has no means (Linux
         before 5.13, other systems) nothing is closed, and the sandbox says so.
         """
         ...

@@ -3,7 +3,8 @@
 Forked by the server before that has read its configuration, and with it its token; runs no event loop and starts no
 thread. Always true once it is ready: it waits for nothing but orders and dead children, so it answers at once; a child
 that ended is reaped and told of; whatever a dead child leaves running becomes the zygote's own child, and is killed.
-When the server ends, or stops talking, everything below the zygote is killed and the zygote ends last.
+When the server ends, or stops talking, everything below the zygote is killed and the zygote ends last. Each session has
+a folder of its own, and can change nothing outside it.
 
 Orders and reports are JSON lists over a socket of datagrams in order:
 
@@ -30,12 +31,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import orjson
 
-from backends.server import confine, family
+from backends.server import confine, family, folders
 from backends.server.child import Child
 from backends.server.environment import KeepsSecrets, Preloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from backends.server.environment import Environment
 
@@ -88,9 +90,12 @@ class _Zygote:
         self._numbers: dict[int, int] = {}
         self._doomed: dict[int, float] = {}
         """pid -> when it is killed."""
+        self._sweeper = 0
+        """The pid of the process that removes folders; 0 where there is none."""
         try:
             self._environment = _loaded(load)
             self._confinement, notes = _confinement(self._environment)
+            self._folders = folders.Folders()
         except Exception as error:
             self._report("failed", f"{type(error).__name__}: {error}")
             raise
@@ -149,29 +154,40 @@ class _Zygote:
         return True
 
     def _fork(self, number: int, channel: socket.socket, *, confined: bool) -> None:
-        zygote = os.getpid()
+        folder: Path | None = None
+        pid = -1
         try:
-            pid = os.fork()
+            folder = self._folders.make() if confined else None
+            pid = self._forked(lambda: self._be_child(channel, folder))
         except OSError:
             self._report("ended", number, NOT_FORKED)
-            pid = -1
-        if pid == 0:
-            self._be_child(channel, zygote, confined=confined)
         channel.close()
         if pid > 0:
             self._pids[number] = pid
             self._numbers[pid] = number
+        if folder is not None:
+            self._folders.give(folder, pid)
+        if pid < 0:
+            self._folders.drop(pid)
 
-    def _be_child(self, channel: socket.socket, zygote: int, *, confined: bool) -> NoReturn:
+    def _be_child(self, channel: socket.socket, folder: Path | None) -> None:
+        family.adopt_orphans()
+        os.setsid()
+        if folder is not None:
+            folders.settle(folder)
+            self._confine(folder)
+        Child(self._environment).serve(channel)
+
+    def _forked(self, work: Callable[[], None]) -> int:
+        """The pid of a fresh process that does this work and ends. Raises OSError."""
+        zygote = os.getpid()
+        if pid := os.fork():
+            return pid
         status = 1
         try:
             family.die_with_parent(zygote)
-            family.adopt_orphans()
-            os.setsid()
             self._let_go()
-            if confined:
-                self._confine()
-            Child(self._environment).serve(channel)
+            work()
             status = 0
         except BaseException:  # noqa: BLE001  # nothing may return into the zygote's code from here
             traceback.print_exc()
@@ -192,29 +208,39 @@ class _Zygote:
             bound = self._memory_mb << 20
             resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
 
-    def _confine(self) -> None:
+    def _confine(self, folder: Path) -> None:
         if self._environment.runs_code:
             _to_nothing(1, 2)  # what the agent prints is not for the server's log, which nobody bounds
         if self._confinement is not None:
             self._confinement.enforce()
             self._confinement.close()
+        if confine.version():
+            confine.hold(folder)
 
     def _reap(self) -> None:
         """Bury the dead, and kill what they have left: it is this process's child by now."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                break
+        while (dead := _dead_child()) is not None:
+            pid, status = dead
             self._doomed.pop(pid, None)
+            self._folders.drop(pid)
+            if pid == self._sweeper:
+                self._sweeper = 0
             if (number := self._numbers.pop(pid, None)) is not None:
                 del self._pids[number]
                 self._report("ended", number, status)
-        for pid in family.children():
-            if pid not in self._numbers:
-                family.kill(pid)
+        strangers = [pid for pid in family.children() if pid not in self._numbers and pid != self._sweeper]
+        for pid in strangers:
+            family.kill(pid)
+        if not strangers and not self._sweeper:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Have folders removed, now that whoever might write there is gone."""
+        if left := self._folders.left():
+            try:
+                self._sweeper = self._forked(lambda: folders.remove_all(left))
+            except OSError:
+                self._folders.keep(left)  # until the next process ends
 
     def _report(self, *report: object) -> None:
         self._line.send(orjson.dumps(report))
@@ -232,9 +258,19 @@ def _loaded(load: Callable[[], Environment]) -> Environment:
 def _confinement(environment: Environment) -> tuple[confine.Confinement | None, list[str]]:
     """What sessions are held by, and notes for people."""
     secrets = environment.secrets() if isinstance(environment, KeepsSecrets) else []
-    if confine.version():
-        return confine.Confinement(secrets), []
-    return None, ["no Landlock on this kernel: sessions can read the environment's secrets"] if secrets else []
+    there = [path for path in secrets if path.exists()]
+    if not confine.version():
+        return None, ["no Landlock on this kernel: sessions can read the environment's secrets, and change its files"]
+    return confine.Confinement(there) if there else None, []
+
+
+def _dead_child() -> tuple[int, int] | None:
+    """Reap one: its pid and wait status; None where all that there are live."""
+    try:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return (pid, status) if pid else None
 
 
 def _to_nothing(*fds: int) -> None:

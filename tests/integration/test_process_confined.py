@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from contextlib import asynccontextmanager
-from errno import EACCES, EPERM, EROFS
+from errno import EACCES, ENOENT, EPERM, EROFS
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import forked
@@ -23,7 +24,6 @@ from orchestrator.types import FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from backends.sandboxes.link import LinkedSandbox
 
@@ -61,6 +61,16 @@ async def _cannot_reach_anything(sandbox: LinkedSandbox) -> None:
         assert await told(session, f"memory_of {somebody}") in {f"refused {EACCES}", f"refused {EPERM}"}
     assert await told(other, "add 1") == "total 1"
     assert await told(session, f"read {where.removesuffix('answers/truth.json')}environment.toml") != ""
+    code, own, beside = (
+        where.removesuffix("/answers/truth.json"),
+        await told(session, "home"),
+        await told(other, "home"),
+    )
+    assert own != beside
+    above = [str(path) for path in Path(own).parents[:2]]
+    for place in (code, *above, beside, "/tmp", "/var/tmp", "/proc/self"):
+        assert await told(session, f"write {place}/mine") in {f"refused {number}" for number in (EACCES, EROFS, ENOENT)}
+    assert await told(session, f"write {own}/mine") == "written"
     *standard, stream = (await told(session, "files")).split()
     assert [entry.partition(":")[0] for entry in standard] == ["0", "1", "2"]
     assert stream.endswith(":socket")
@@ -111,6 +121,53 @@ async def test_all_else_is_as_before() -> None:
         assert (await told(session, f"shell {words}")).split() == ["one", "tmp"]
         child = await number(session, "children")
         assert await told(session, f"signal {child}") == "killed", "its own it may end"
+
+
+@LANDLOCK
+async def test_what_graders_and_later_sessions_read_stays_as_it_is() -> None:
+    """Code of the environment's, and what the process that all are forked from has left in its folder."""
+    async with one() as sandbox:
+        session, _ = await sandbox.open(spec(TASK))
+        code = Path(await told(session, "where")).parents[1]
+        before = sorted(path.name for path in code.iterdir())
+        for words in (
+            f"echo 'raise SystemExit' > {code}/inside.py",
+            f"echo more >> {code}/inside.py",
+            f"mv {code}/inside.py {code}/other.py",
+            f"rm {code}/inside.py",
+            f"mv {code} {code}-gone",
+            f"ln -s / {code}/link",
+            f"mkdir {code}/folder",
+            f"truncate -s 0 {code}/inside.py",
+            f"cp {code}/inside.py . && mv inside.py {code}/inside.py",
+            "touch ../../mine; mv ../../sessions ../../other",
+        ):
+            await told(session, f"shell {words}")
+            assert sorted(path.name for path in code.iterdir()) == before, words
+            assert "class Forked" in (code / "inside.py").read_text(encoding="utf-8"), words
+        assert await told((await sandbox.open(spec(TASK)))[0], "add 1") == "total 1"
+
+
+async def test_a_folder_is_one_session_s_own_and_gone_with_it() -> None:
+    async with one() as sandbox:
+        session, _ = await sandbox.open(spec(TASK))
+        own = Path(await told(session, "home"))
+        assert (await told(session, "shell pwd; echo $TMPDIR; ls -A")).split() == [str(own)] * 2
+        deep = "for n in $(seq 300); do mkdir -p a/b c; mv a c/; mv c a; done; mkdir -p shut/in; chmod 0 shut/in shut"
+        assert not await told(session, f"shell {deep}; ln -s / root")
+        daemon = await number(session, "daemon")
+        session.close()
+        await forked.gone(daemon)
+        await _removed(own)
+        again, _ = await sandbox.open(spec(TASK))
+        assert await told(again, "home") == str(own), "the lowest number that is free"
+        assert not await told(again, "shell ls -A")
+
+
+async def _removed(folder: Path) -> None:
+    async with asyncio.timeout(forked.GONE_S):
+        while await asyncio.to_thread(lambda: any(folder.parent.iterdir())):  # noqa: ASYNC110  # see forked.gone
+            await asyncio.sleep(0.01)
 
 
 async def test_it_is_graded_elsewhere() -> None:

@@ -270,9 +270,9 @@ class Secretive(Odd):
         return [Path("/nowhere")]
 
 
-@pytest.mark.parametrize(("environment", "notes"), [(Odd(), 0), (Secretive(), 1)])
-def test_where_the_kernel_closes_nothing(environment: Odd, notes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("environment", [Odd(), Secretive()])
+def test_where_the_kernel_closes_nothing(environment: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confine, "version", lambda: 0)
     confinement, said = zygote._confinement(environment)
     assert confinement is None
-    assert len(said) == notes
+    assert len(said) == 1

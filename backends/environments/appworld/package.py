@@ -1,8 +1,8 @@
-"""The package `appworld` in this process: loaded, warmed up, and given a root of its own to write below.
+"""The package `appworld` in this process: loaded, warmed up, and told where to read and where to write.
 
-Always true: the package reads the registered data through a link in a folder of our own, and writes into folders below
-it, a fresh one for each world; it never reads a `.env` file; where no world is open, it has no thread and no open
-database.
+Always true: the package reads the registered data through a link in a folder of our own, which no session can change,
+and writes into a fresh temporary folder of each process's own for each world; it never reads a `.env` file; where no
+world is open, it has no thread and no open database.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ for account in apis.supervisor.show_account_passwords():
     "1 / 0",
 )
 """What most episodes do: calls, logging in, failing."""
-_OUTPUTS: Final = "experiments/outputs"
 
 
 def load(data: Path) -> None:
@@ -38,7 +37,6 @@ def load(data: Path) -> None:
     """
     root = Path(tempfile.mkdtemp(prefix="appworld-"))
     (root / "data").symlink_to(data / "data")
-    (root / _OUTPUTS).mkdir(parents=True)
     os.environ["APPWORLD_ROOT"] = os.environ["APPWORLD_CACHE"] = str(root)
     os.environ["IPYTHONDIR"] = str(root / "ipython")
     os.environ["PYTHON_DOTENV_DISABLED"] = "1"  # else it would take in the first `.env` above its own folder
@@ -74,8 +72,9 @@ def warm_up(task: str) -> None:
 
 
 def take_outputs() -> Path:
-    """A fresh folder for what the package writes; its name is that of an experiment."""
-    return Path(tempfile.mkdtemp(prefix="world-", dir=Path(os.environ["APPWORLD_ROOT"]) / _OUTPUTS))
+    """A fresh folder for what the package writes, to be given to it as the name of an experiment: it joins paths, and
+    this one is absolute."""
+    return Path(tempfile.mkdtemp(prefix="world-"))
 
 
 def without_names(text: str, outputs: Path) -> str:

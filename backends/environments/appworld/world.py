@@ -61,7 +61,7 @@ class World:
         self._databases = package.databases(self._outputs, task)
         self._world = AppWorld(
             task,
-            experiment_name=self._outputs.name,
+            experiment_name=str(self._outputs),
             load_ground_truth=False,
             max_interactions=_INTERACTIONS,
             random_seed=package.SEED,

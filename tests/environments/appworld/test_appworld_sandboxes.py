@@ -79,6 +79,30 @@ async def test_no_code_of_the_agent_s_reads_the_truth(sandbox: Sandbox) -> None:
     assert (await session.evaluate()).reward == 0.0
 
 
+@pytest.mark.skipif(not version(), reason="this kernel has no Landlock")
+async def test_no_code_of_the_agent_s_puts_another_truth_in_the_place_of_the_true_one(sandbox: Sandbox) -> None:
+    """The grader reads through a link, code and data of the same user's: none of it can be changed."""
+    session, _ = await sandbox.open(spec("tidy01_1", step_timeout_s=60))
+    known = "import os, pathlib\nposix = __import__('posix')\nroot = os.environ['APPWORLD_ROOT']\n"
+    task = f"{known}task = root + '/data/tasks/tidy01_1'\n"
+    code = "__import__('appworld').__path__[0] + '/mine'"
+    for deed in (
+        f"{known}posix.unlink(root + '/data')",
+        f"{known}posix.rename(root + '/data', root + '/other')",
+        f"{known}posix.rename(root, root + '-other')",
+        f"{known}os.mkdir(root + '/data/tasks/new99_1')",
+        f"{known}os.symlink('/', root + '/../world-1')",
+        f"{task}posix.open(task + '/dbs/supervisor.jsonl', os.O_WRONLY | os.O_TRUNC)",
+        f"{task}posix.unlink(task + '/specs.json')",
+        f"{task}posix.rename(task + '/ground_truth', task + '/other')",
+        f"import os\nos.mkdir({code})",
+    ):
+        told = await printed(session, deed)
+        assert "PermissionError" in told, (deed, told)
+    await session.step(says(appworld_tasks.tasks()[0].solution))
+    assert (await session.evaluate()).reward == 1.0
+
+
 async def test_a_death_is_one_session_s_own(sandbox: Sandbox) -> None:
     guilty, _ = await sandbox.open(spec("tidy01_1", step_timeout_s=60))
     other, _ = await sandbox.open(spec("jot02_1", step_timeout_s=60))

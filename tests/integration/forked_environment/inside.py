@@ -14,6 +14,7 @@
     memory_of PID  read another process's memory
     me             say the number of this process
     where          say where the secret is
+    home           say which folder is this session's own
     files          say which files are open
     state          say what holds this process: oom_score_adj, address space
     forge          export what is no state at all
@@ -219,6 +220,9 @@ class ForkedSession(ToySession):
 
     def do_where(self, argument: str) -> str:
         return str(SECRET)
+
+    def do_home(self, argument: str) -> str:
+        return os.environ["HOME"]
 
     def do_files(self, argument: str) -> str:
         found = []
