@@ -20,11 +20,14 @@ INOTIFY: Final = {"max_user_instances": 256, "max_user_watches": 65536}
 
 def look_at_docker(_: int) -> Iterator[Check]:
     """The daemon, the images, and what dead orchestrators have left."""
-    yield from asyncio.run(_ask())
-    yield from _look_at_inotify(Path("/proc/sys/fs/inotify"))
+    checks, elsewhere = asyncio.run(_ask())
+    yield from checks
+    if not elsewhere:
+        yield from _look_at_inotify(Path("/proc/sys/fs/inotify"))
 
 
-async def _ask() -> list[Check]:
+async def _ask() -> tuple[list[Check], bool]:
+    """What the daemon says, and whether it is another machine's."""
     from backends.environments.catalog import find, names
     from backends.sandboxes.docker.port import Engine, EngineError
     from orchestrator.errors import Unavailable
@@ -33,9 +36,9 @@ async def _ask() -> list[Check]:
         async with await Engine.connect() as engine:
             checks = [await _look_at_daemon(engine)]
             checks += [await _look_at_image(engine, find(name)) for name in names()]
-            return [*checks, await _look_at_containers(engine)]
+            return [*checks, await _look_at_containers(engine)], engine.remote
     except (Unavailable, EngineError) as error:
-        return [Check("docker", WARN, f"{error} (only `--backend docker` needs it)")]
+        return [Check("docker", WARN, f"{error} (only `--backend docker` needs it)")], False
 
 
 async def _look_at_daemon(engine: Engine) -> Check:
@@ -52,6 +55,8 @@ async def _look_at_daemon(engine: Engine) -> Check:
     ]
     if lacking:
         return Check("docker", WARN, f"{finding}; the kernel does not bound {', '.join(lacking)} of a container")
+    if engine.endpoint.readable:
+        return Check("docker", WARN, f"{finding}; without TLS: set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH")
     return Check("docker", OK, finding)
 
 

@@ -170,6 +170,8 @@ async def test_without_tls(far: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(UsageError, match=r"without TLS, so that others can read tokens and steps.*--insecure"):
             async with DockerBackend("toy"):
                 pass
+        said = await asyncio.to_thread(doctor)
+        assert said["docker"].endswith("; without TLS: set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH")
     async with forwarded("127.0.0.1", far.daemon.socket) as port:
         monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{port}")
         with pytest.raises(Unavailable, match="find nobody: say with --listen HOST"):
@@ -201,13 +203,19 @@ async def forwarded(host: str, socket: Path) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
+def doctor() -> dict[str, str]:
+    """What `rollout doctor` finds."""
+    done = subprocess.run([ROLLOUT, "doctor", "--json"], capture_output=True, timeout=60, check=True)
+    return {check["what"]: check["finding"] for check in json.loads(done.stdout.splitlines()[-1])["checks"]}
+
+
 def test_the_command(far: Elsewhere, tmp_path: Path) -> None:
     command = [ROLLOUT, "collect", "--env", "toy", "--backend", "docker", "--episodes", "4", "--json", "--out", "run"]
     command += ["--listen", far.here]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["reward_one"] == 4
-    doctor = subprocess.run([ROLLOUT, "doctor", "--json"], capture_output=True, text=True, timeout=60, check=True)
-    said = {check["what"]: check["finding"] for check in json.loads(doctor.stdout.splitlines()[-1])["checks"]}
+    said = doctor()
     assert f" at {far.url}, " in said["docker"]
     assert said["left-over containers"].startswith("none")
+    assert "inotify" not in said, "this machine's bounds are not that one's"
