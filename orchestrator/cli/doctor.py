@@ -14,6 +14,7 @@ import typer
 from orchestrator.cli import options
 from orchestrator.cli.checks import FAIL, OK, WARN, Check
 from orchestrator.cli.doctor_docker import look_at_docker
+from orchestrator.cli.doctor_ray import look_at_ray
 from orchestrator.cli.exits import FAILED
 
 SQLITE: Final = (3, 51, 3)
@@ -26,15 +27,18 @@ LOW_DISK: Final = 2**30
 
 def doctor(
     concurrency: Annotated[int, typer.Option(help="The concurrency you want to run with.")] = 256,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="The Ray cluster to try (default: RAY_ADDRESS).")
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Check Python, packages, limits, environments, disk space, Docker and what was left behind. Exits 1 on a FAIL."""
+    """Check Python, packages, limits, environments, disk, Docker, Ray and what was left behind. Exits 1 on a FAIL."""
     from rich.table import Table
     from rich.text import Text
 
     from orchestrator.cli.output import emit_json, people, results
 
-    checks = [check for look in _LOOKS for check in look(concurrency)]
+    checks = [*(check for look in _LOOKS for check in look(concurrency)), *look_at_ray(ray_address)]
     table = Table(box=None, pad_edge=False, show_header=False)
     styles = {OK: "green", WARN: "yellow", FAIL: "bold red"}
     for check in checks:

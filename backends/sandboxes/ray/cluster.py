@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from backends.sandboxes.ray.reach import reachable
 from orchestrator.errors import RunFailed, Unavailable, UsageError
 
 if TYPE_CHECKING:
@@ -107,12 +108,15 @@ async def connection(address: str | None) -> AsyncIterator[None]:
 async def _connect(ray: ModuleType, address: str | None) -> None:
     global _users, _ours  # Ray itself is one connection a process
     if _users == 0 and not ray.is_initialized():
+        where = address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
         try:
+            await reachable(where)
             async with asyncio.timeout(CONNECT_S):
                 await asyncio.to_thread(_init, ray, address)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
-            raise RunFailed(f"cannot connect to {where}: {error}; see `rollout doctor`") from None
+        except TimeoutError:
+            raise RunFailed(f"no cluster answered at {where} within {CONNECT_S:g} s; see `rollout doctor`") from None
+        except (ConnectionError, RuntimeError, ValueError, OSError, Unavailable) as error:
+            raise RunFailed(f"cannot connect to {where}: {error.__cause__ or error}; see `rollout doctor`") from None
         _ours = True
     _users += 1
 
