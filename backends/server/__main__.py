@@ -25,6 +25,7 @@ import aiohttp
 import orjson
 
 from backends.server import family, forward, processes, zygote
+from backends.server.environment import GradesElsewhere
 from backends.server.sessions import Sessions
 from backends.server.trust import trusted
 from backends.server.wire import MAX_BODY, MAX_CHILDREN, MAX_FRAME, PROTOCOL, Hello, WireError, decode_calls, encode
@@ -79,6 +80,8 @@ def _load(name: str, isolation: str) -> Environment:
         raise SystemExit(
             f"{name} has isolation {environment.isolation!r}: start it with --isolation {environment.isolation}"
         )
+    if environment.runs_code and isolation == "process" and not isinstance(environment, GradesElsewhere):
+        raise SystemExit(f"{name} runs the agent's code: give it a `grade`, and its sessions an `export`")
     return environment
 
 

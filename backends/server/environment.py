@@ -130,7 +130,8 @@ class Session(Protocol):
         """Answer one assistant message (JSON bytes of an OpenAI message).
 
         What the agent did wrong (bad JSON, unknown function) is an observation that says so, never an exception. An
-        exception means that the environment is broken. After `done`, step is not called again.
+        exception means that the environment is broken; where it runs code, that the agent's code has broken it. After
+        `done`, step is not called again.
         """
         ...
 
@@ -152,7 +153,8 @@ class Environment(Protocol):
     deterministic: ClassVar[bool]
     """Same task, seed and actions: same bytes. Allows recovery by replay."""
     runs_code: ClassVar[bool]
-    """Whether actions run as code: such an environment needs a container an episode."""
+    """Whether actions run as code: such an environment needs a container an episode, and, in isolation `process`, to
+    be graded elsewhere (see GradesElsewhere), for what its sessions say is not believed: rewards of steps are 0.0."""
     max_turns: ClassVar[int]
     """A bound on the actions of any episode of this environment; the default turn budget."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import orjson
 
-from backends.server import family
+from backends.server import doubt, family
 from backends.server.environment import EnvironmentFault, Grade, GradesElsewhere, Reply, Toolset
 from backends.server.pipe import MAX_TOOLSET, Answer, Ask, Garbled, Told, with_head
 from backends.server.tether import Tether
@@ -167,6 +167,8 @@ class ChildSession:
         self._child = child
         self._spec = spec
         self._tools_bytes = 0
+        self._toolsets: set[str] = set()
+        self._doubted = processes.environment.runs_code
 
     async def open(self) -> Reply:
         """The first observation; the child does not outlive a failure."""
@@ -178,7 +180,13 @@ class ChildSession:
 
     async def step(self, action: bytes) -> Reply:
         """See Session. Raises EnvironmentFault. Cancelled: the child is killed."""
-        return self._reply(await self._ask(self._child, Ask.STEP, action, Told.REPLY))
+        answer = await self._ask(self._child, Ask.STEP, action, Told.REPLY)
+        if not self._doubted:
+            return self._reply(answer)
+        try:
+            return self._reply(doubt.believable(answer, self._toolsets))
+        except Garbled as error:
+            raise self._garbled(self._child, error) from None
 
     async def evaluate(self, params: Mapping[str, Any]) -> Grade:
         """See Session, and GradesElsewhere. Raises EnvironmentFault. Cancelled: the child is killed."""
@@ -204,9 +212,19 @@ class ChildSession:
                 return answer
             if answer.kind not in {Told.FAULT, Told.CRASH}:
                 raise Garbled(f"an answer of kind {answer.kind}, not {wanted}")
-            raise _fault(answer)
+            fault = _fault(answer)
         except Garbled as error:
             raise self._garbled(child, error) from None
+        raise self._doubt(fault, op) if self._doubted else fault
+
+    def _doubt(self, fault: EnvironmentFault, op: int) -> EnvironmentFault:
+        """The same fault, unless the agent's code may have made it."""
+        if op not in {Ask.STEP, Ask.EXPORT}:
+            return fault
+        if op == Ask.STEP and fault.code == ErrorCode.TOO_LARGE:
+            return fault  # ends the playing, and is graded
+        self._child.end(0.0)
+        return doubt.failure(fault)
 
     def _garbled(self, child: Tether, why: object) -> EnvironmentFault:
         child.end(0.0)
@@ -218,7 +236,9 @@ class ChildSession:
         self._tools_bytes += len(answer.toolset)
         if self._tools_bytes > MAX_TOOLSET or not _is(list, answer.toolset):
             raise self._garbled(self._child, "a tool set that is no JSON array, or too many of them")
-        return Reply(answer.body, answer.reward, answer.done, Toolset.of(answer.toolset))
+        toolset = Toolset.of(answer.toolset)
+        self._toolsets.add(toolset.digest)
+        return Reply(answer.body, answer.reward, answer.done, toolset)
 
     def _grade(self, answer: Answer) -> Grade:
         if not _is(dict, answer.body):

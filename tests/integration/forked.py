@@ -22,12 +22,18 @@ GONE_S = 3.0
 SOURCES = Path(__file__).with_name("forked_environment")
 
 
-def lay_out(site: Path, preload: str = "") -> Path:
-    """Make a folder for `sys.path` that holds the distribution; `preload` is a statement more for the environment's."""
+def lay_out(site: Path, preload: str = "", *, runs_code: bool = False) -> Path:
+    """Make a folder for `sys.path` that holds the distribution; `preload` is a statement more for the environment's.
+    Where it `runs_code`, nothing that its sessions say is believed."""
     package = site / "forked_package" / "forked"
     shutil.copytree(SOURCES, package, ignore=shutil.ignore_patterns("__pycache__"))
     inside = (package / "inside.py").read_text(encoding="utf-8")
     changed = inside.replace("WARMED.append(os.getpid())", f"WARMED.append(os.getpid()); {preload}")
+    if runs_code:
+        changed = changed.replace('"process"\n', '"process"\n    runs_code: ClassVar[bool] = True\n', 1)
+        declared = (package / "environment.toml").read_text(encoding="utf-8")
+        declared = declared.replace("runs_code = false", "runs_code = true")
+        (package / "environment.toml").write_text(declared, encoding="utf-8")
     (package / "inside.py").write_text(changed, encoding="utf-8")
     folder = Path(next(iter(toy.__path__)))
     shutil.copy(folder / "inside.py", package / "counting.py")

@@ -259,3 +259,16 @@ async def test_another_isolation_than_declared(tmp_path: Path, monkeypatch: pyte
     async with LocalBackend("forked") as backend:
         with pytest.raises(SandboxError, match="code 1 while starting"):
             await backend.create()
+
+
+async def test_code_that_would_be_graded_where_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = forked.lay_out(tmp_path / "site", runs_code=True)
+    inside = site / "forked_package" / "forked" / "inside.py"
+    inside.write_text(inside.read_text(encoding="utf-8").replace("def grade(", "def other("), encoding="utf-8")
+    forked.bring(site, monkeypatch)
+    async with LocalBackend("forked", unsafe=True) as backend:
+        backend.configure(run=RUN, with_solutions=False, logs=str(tmp_path), call_limit_s=2.0)
+        with pytest.raises(SandboxError, match="code 1 while starting"):
+            await backend.create()
+        (log,) = await asyncio.to_thread(lambda: list(tmp_path.glob("*.log")))
+        assert "give it a `grade`" in log.read_text(encoding="utf-8")

@@ -5,6 +5,8 @@
     bomb S         end this process S seconds from now, whatever it does then
     leave S        as bomb, by a process that was left behind and holds this one's files
     garble         write nonsense where the answers go
+    tell ANSWER    write an answer of one's own (JSON of kind, reward, done, tools, body) and then do nothing
+    raise TEXT     raise
     close          close the stream to the server
     global         count in a global of the module; says the count
     read PATH      say what a file holds, or why not; `~` is the secret one
@@ -18,6 +20,7 @@
     files          say which files are open
     state          say what holds this process: oom_score_adj, address space
     forge          export what is no state at all
+    badexport      make export raise
 
 The secret holds what a total is worth nothing without, and is read by `grade` alone. The task
 `grade_hangs` makes grading hang, `grade_dies` makes it die.
@@ -30,6 +33,7 @@ import os
 import resource
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -106,6 +110,7 @@ class ForkedSession(ToySession):
     def __init__(self, target: int) -> None:
         super().__init__(target)
         self.forged = False
+        self.export_fails = False
 
     def step(self, action: bytes) -> Reply:
         """The toy's words, or those of this module."""
@@ -129,6 +134,8 @@ class ForkedSession(ToySession):
 
     def export(self) -> bytes:
         """The total, the target, and whether grading is to fail."""
+        if self.export_fails:
+            raise RuntimeError("this session cannot be exported")
         return b"nothing" if self.forged else orjson.dumps([self.total, self.target, self.grade_fails])
 
     def do_daemon(self, argument: str) -> int:
@@ -173,6 +180,17 @@ class ForkedSession(ToySession):
     def do_garble(self, argument: str) -> str:
         os.write(_stream(), b"\xff" * 4096)
         return "written"
+
+    def do_tell(self, argument: str) -> str:
+        told = orjson.loads(argument)
+        tools, body = told.get("tools", "").encode(), told.get("body", "").encode()
+        head = struct.pack("<BdBII", told["kind"], told.get("reward", 0.0), told.get("done", 0), len(tools), len(body))
+        os.write(_stream(), head + tools + body)
+        time.sleep(3600)
+        return "unreachable"
+
+    def do_raise(self, argument: str) -> str:
+        raise RuntimeError(argument)
 
     def do_close(self, argument: str) -> str:
         os.close(_stream())
@@ -241,6 +259,10 @@ class ForkedSession(ToySession):
     def do_forge(self, argument: str) -> str:
         self.forged = True
         return "forged"
+
+    def do_badexport(self, argument: str) -> str:
+        self.export_fails = True
+        return "broken"
 
 
 def _somebody(argument: str) -> int:
