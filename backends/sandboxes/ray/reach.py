@@ -1,4 +1,4 @@
-"""Whether anything listens at a cluster's address: where nobody does, Ray itself tries for long and ends its process."""
+"""Whether anything listens at a cluster's address; else Ray itself tries for long, and ends its process."""
 
 from __future__ import annotations
 
