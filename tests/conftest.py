@@ -39,7 +39,7 @@ MAY_BLOCK = {
     "backends/sandboxes/local.py": {"__aenter__", "_spawn", "destroy"},
     "backends/sandboxes/process.py": {"spawn", "children_of", "cpu_of", "labelled"},
     "backends/sandboxes/listener.py": {"__aenter__", "__aexit__", "open", "shut"},
-    "backends/sandboxes/docker/port.py": {"connect"},
+    "backends/sandboxes/docker/port.py": {"connect", "read"},
     "backends/sandboxes/docker/usage.py": {"_paths", "_number", "_field", "first_child"},
     "backends/sandboxes/docker/owners.py": {"owner_labels", "standing"},
     "backends/sandboxes/private.py": {"private_directory"},

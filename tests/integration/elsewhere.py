@@ -23,7 +23,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from backends.environments.catalog import find
 from backends.sandboxes.docker.base import base_name
+from backends.sandboxes.docker.images import image_name
 from bench.daemon import PrivateDaemon
 from bench.strikes import docker
 from orchestrator.errors import Unavailable
@@ -108,7 +110,7 @@ def another_machine(folder: Path) -> list[str]:
 
 @contextmanager
 def elsewhere(folder: Path) -> Iterator[Elsewhere]:
-    """One that runs, with BFCL's image and with the base that others are built on, where this machine has made it.
+    """One that runs, with BFCL's image and the base that others are built on, where this machine has made them.
 
     Raises Unavailable where this machine, or this user, cannot have one.
     """
@@ -118,9 +120,9 @@ def elsewhere(folder: Path) -> Iterator[Elsewhere]:
     made.daemon.start()
     try:
         made.lay_cable()
-        made.daemon.copy_image("bfcl")
-        if base_name() in docker("images", "--format", "{{.Repository}}:{{.Tag}}").split():
-            made.daemon.copy(base_name())
+        there = docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+        for name in {base_name(), image_name(find("bfcl"))}.intersection(there):
+            made.daemon.copy(name)
         yield made
     finally:
         made.daemon.end()

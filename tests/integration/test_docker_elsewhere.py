@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from elsewhere import Elsewhere
 
+    from backends.sandboxes.docker.port import Step
+
 NOTICED_S = 6.0
 """A machine that is silent is known to have gone after four seconds."""
 
@@ -141,21 +143,30 @@ async def test_containers_that_do_not_find_back_are_told(far: Elsewhere) -> None
             pass
 
 
-async def test_what_it_cannot_do_there(far: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_registered_data_are_sent_along(far: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: an image that carries these data over this image is found again."""
+    monkeypatch.setenv("ROLLOUT_HOME", str(tmp_path / "home"))
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n', encoding="utf-8")
+    await asyncio.to_thread(register, find("gsm8k"), tmp_path, tmp_path / "home" / "data", lambda line: None)
+    steps: list[Step] = []
+    for _ in range(2):
+        async with entered(lambda: DockerBackend("gsm8k", progress=steps.append)) as backend:
+            sandbox = await backend.create()
+            assert len((await sandbox.tasks("gsm8k:test")).ids) == 1
+            program = "import os; print(os.access('/data', os.W_OK), open('/data/test.jsonl').read())"
+            said = await asyncio.to_thread(inside, sandbox.id, program, host=far.daemon.url)
+            assert said.startswith('False {"question": "1 + 1?"')
+    assert sum("sending its data" in step.text for step in steps) == 1
+
+
+async def test_what_it_cannot_do_there(far: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="proxy of the item `egress` runs on this machine"):
         async with DockerBackend("toy", hardening=Hardening(egress=("example.org:443",))):
             pass
     with pytest.raises(UsageError, match=r"needs a Docker daemon on this machine.*--backend remote"):
         async with ServiceImageBackend("toy", ServiceImage("of-somebody:1")):
             pass
-    with monkeypatch.context() as patch:
-        patch.setenv("ROLLOUT_HOME", str(tmp_path))
-        for name in ("train", "test"):
-            (tmp_path / f"{name}.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n', encoding="utf-8")
-        await asyncio.to_thread(register, find("gsm8k"), tmp_path, tmp_path / "data", lambda line: None)
-        with pytest.raises(UsageError, match=r"the data of gsm8k lies on this machine.*give --image IMAGE"):
-            async with DockerBackend("gsm8k"):
-                pass
     monkeypatch.delenv("DOCKER_TLS_VERIFY")
     with pytest.raises(Unavailable, match=r"does not answer.*DOCKER_TLS_VERIFY=1"):
         async with DockerBackend("toy"):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from backends.environments.catalog import find
+from backends.sandboxes.docker.carried import carrying
 from backends.sandboxes.docker.container import START_S, Blueprint, Container
 from backends.sandboxes.docker.egress import AllowList
 from backends.sandboxes.docker.hardening import Hardening
@@ -24,9 +25,10 @@ from backends.sandboxes.docker.images import ensure
 from backends.sandboxes.docker.outpost import LEASE_S, Outposts
 from backends.sandboxes.docker.owners import BACKEND, RUN, clear_at_leisure, owner_labels
 from backends.sandboxes.docker.port import Engine, EngineError, EngineGone
+from backends.sandboxes.docker.reach import DialIn, refuse_egress
 from backends.sandboxes.docker.reaping import Reaper
 from backends.sandboxes.docker.usage import HostUsage, host_usage
-from backends.sandboxes.listener import Listener, Tcp
+from backends.sandboxes.listener import Listener
 from backends.server.wire import MAX_BODY, MAX_CHILDREN
 from orchestrator.errors import SandboxError, Unavailable, UsageError
 from orchestrator.protocols import SandboxLimits
@@ -125,7 +127,7 @@ class DockerBackend:
         self._dead_cpu = 0.0
         self._dead_oom_kills = 0
         self._dead_refused = 0
-        self._tcp = (host, port, insecure)
+        self._dial_in = DialIn(host, port, insecure)
         self._outpost_network, self._lease_s = outpost_network, lease_s
         self._listener = Listener()
         self._outposts: Outposts | None = None
@@ -153,7 +155,7 @@ class DockerBackend:
             self._engine = await stack.enter_async_context(await Engine.connect(self._url))
             stack.callback(self._forget_engine)
             await self._check_runtime(self._engine)
-            self._listener = Listener(await self._address(self._engine))
+            self._listener = Listener(await self._dial_in.tcp(self._engine))
             self._blueprint = await self._draw(self._engine)
             await stack.enter_async_context(self._listener)
             self._reaper = await self._start_reaper(self._engine)
@@ -331,15 +333,16 @@ class DockerBackend:
             await reaper.bye()
 
     async def _draw(self, engine: Engine) -> Blueprint:
+        refuse_egress(engine, self._allowed)
         digest, data = await asyncio.to_thread(lambda: (self.spec.digest, self.spec.data_folder))
-        if engine.remote:
-            self._not_from_here(engine, data)
-            data = None
+        image = await ensure(engine, self.spec, self._image, self._progress)
+        if engine.remote and data is not None:
+            image, data = await carrying(engine, self.spec, image, data, self._progress), None
         return Blueprint(
             spec=self.spec,
             digest=digest,
             data=data,
-            image=await ensure(engine, self.spec, self._image, self._progress),
+            image=image,
             hardening=self._hardening,
             run=self._run,
             owner=self._owner(),
@@ -364,37 +367,6 @@ class DockerBackend:
             labels=self._owner(),
             lease_s=self._lease_s,
         )
-
-    async def _address(self, engine: Engine) -> Tcp | None:
-        """Where containers of another machine dial in. Raises UsageError, Unavailable."""
-        host, port, insecure = self._tcp
-        if not engine.remote:
-            if host or port or insecure:
-                raise UsageError(
-                    f"the containers of the Docker daemon at {engine.url} dial in over a socket of this machine, "
-                    "without a network: leave out --listen and --insecure, which are for a daemon reached over TCP "
-                    "(DOCKER_HOST=tcp://HOST:PORT)"
-                )
-            return None
-        if engine.endpoint.readable and not insecure:
-            raise UsageError(
-                f"the Docker daemon at {engine.url} is reached without TLS, so that others can read tokens and steps: "
-                "set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH, or say --insecure"
-            )
-        return Tcp(host or await engine.endpoint.own_address(), port, insecure)
-
-    def _not_from_here(self, engine: Engine, data: Path | None) -> None:
-        """Another machine's daemon mounts nothing of this one. Raises UsageError where something would have to be."""
-        if self._allowed:
-            raise UsageError(
-                f"the proxy of the item `egress` runs on this machine, and the Docker daemon at {engine.url} on "
-                "another: leave it out, or name a network of the daemon's with the item `network`"
-            )
-        if data is not None and self._image is None:
-            raise UsageError(
-                f"the data of {self.environment} lies on this machine ({data}), and the Docker daemon at {engine.url} "
-                "runs on another: give --image IMAGE, one that holds it and names its folder in ROLLOUT_DATA"
-            )
 
     async def _check_runtime(self, engine: Engine) -> None:
         """Before anything is built: a runtime that the daemon does not know fails every start."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from backends.environments.data import VARIABLE as DATA
+from backends.sandboxes.docker.carried import FOLDER as DATA_FOLDER
 from backends.sandboxes.docker.death import describe
 from backends.sandboxes.docker.egress import AllowList
 from backends.sandboxes.docker.images import DIGEST, ENVIRONMENT
@@ -57,7 +58,6 @@ LEISURE_S: Final = 0.05
 ADDRESS_SPACE_MB: Final = 4096
 _MOUNT: Final = "/run/rollout"
 _WAY_OUT: Final = "/run/rollout-egress"
-_DATA: Final = "/data"
 _NOWHERE: Final = AllowList()
 _OWN: Final = ("localhost", "127.0.0.1", "::1")
 """The container itself, unless the list means this machine by one of these."""
@@ -89,7 +89,7 @@ class Blueprint:
         """What the daemon is told: the body of the engine's call. `folder` holds the socket to dial, `way_out` that of
         the proxy where there is one; `lease` is the outpost that it depends on, if it does."""
         host = self.hardening.host_config(self.spec.resources)
-        mounts = {_MOUNT: folder, _WAY_OUT: way_out, _DATA: self.data}
+        mounts = {_MOUNT: folder, _WAY_OUT: way_out, DATA_FOLDER: self.data}
         host["Mounts"] = [_mount(source, target) for target, source in mounts.items() if source is not None]
         return {
             "Image": self.image,
@@ -106,7 +106,7 @@ class Blueprint:
                 "TZ=UTC",
                 "PYTHONHASHSEED=0",  # the order of sets must not differ between servers: replay compares bytes
                 *(_proxied(self.allowed) if way_out else ()),
-                *([f"{DATA}={_DATA}"] if self.data else ()),
+                *([f"{DATA}={DATA_FOLDER}"] if self.data else ()),
             ],
             "Labels": {
                 RUN: self.run,

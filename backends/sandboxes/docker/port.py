@@ -12,7 +12,7 @@ import json
 import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
 
@@ -20,7 +20,6 @@ from backends.sandboxes.docker.endpoint import find
 from orchestrator.errors import RolloutError, Unavailable
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     import aiodocker
@@ -266,7 +265,7 @@ class Engine:
 
     async def build(
         self,
-        context: io.BufferedIOBase,
+        context: IO[bytes],
         progress: Progress,
         *,
         tag: str,
@@ -328,7 +327,7 @@ class Attachment:
 class _Chunks:
     """The client library reads a context in pieces of 8 KiB; these are larger."""
 
-    def __init__(self, source: io.BufferedIOBase) -> None:
+    def __init__(self, source: IO[bytes]) -> None:
         self._source = source
 
     def read(self, size: int = -1, /) -> bytes:
