@@ -17,7 +17,6 @@ import documents
 import pytest
 
 import backends.agentscope
-from backends.environments import catalog
 from backends.environments.catalog import find
 from backends.sandboxes.docker.images import image_name
 from backends.sandboxes.local import UNSAFE_VARIABLE
@@ -85,11 +84,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         message = "environment appworld is not installed: run `rollout env install appworld`"
         pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
     made = appworld_tasks.write(find("appworld").interpreter(), tmp_path_factory.mktemp("appworld"))
-    settled = appworld_tasks.settle(tmp_path_factory.mktemp("home"), made)
-    wheels = catalog.home() / "wheels"
-    wheels.mkdir(exist_ok=True)
-    (settled / "wheels").symlink_to(wheels)  # an image is built from what has been downloaded once
-    return settled
+    return appworld_tasks.settle(tmp_path_factory.mktemp("home"), made)
 
 
 @pytest.mark.parametrize("number", DOCUMENTS.values(), ids=DOCUMENTS)
