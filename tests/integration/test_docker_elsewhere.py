@@ -40,10 +40,18 @@ NOTICED_S = 6.0
 """A machine that is silent is known to have gone after four seconds."""
 
 
-@pytest.mark.parametrize("name", [*BACKEND_CHECKS, *FAULT_CHECKS])
+@pytest.mark.parametrize("name", [*BACKEND_CHECKS, "crash", "hang_in_c", "oversized", "memory"])
 async def test_the_kit(name: str, far: Elsewhere) -> None:
     """The first of them finds no image there: it is built through the daemon's API."""
     await run_check({**BACKEND_CHECKS, **FAULT_CHECKS}[name], lambda: DockerBackend("toy"))
+
+
+async def test_a_sandbox_that_is_killed_there_is_told(far: Elsewhere) -> None:
+    async with entered(lambda: DockerBackend("toy")) as backend:
+        sandbox = await backend.create()
+        await asyncio.to_thread(docker, "kill", sandbox.id, host=far.daemon.url)
+        async with asyncio.timeout(NOTICED_S):
+            assert "SIGKILL" in (await asyncio.shield(sandbox.lost)).message
 
 
 async def test_forty_known_answers(far: Elsewhere, tmp_path: Path) -> None:

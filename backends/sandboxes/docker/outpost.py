@@ -40,7 +40,8 @@ _RENEWALS: Final = 4
 """In the time of a lease."""
 _BOUNDS: Final = Resources(cpus=1.0, memory_mb=256, pids=32, tmp_mb=1, shm_mb=1)
 _FILES: Final = 8192
-_SOCKETS: Final = "size=4m,mode=0711,uid=65534,gid=65534"
+_SOCKETS: Final = "size=4m,mode=0777"
+"""Seen by the outpost alone; without a user, since a daemon may map them."""
 _PROGRAM: Final = Path(outpost_inside.__file__)
 _PYTHON: Final = "/opt/rollout/venv/bin/python"
 _LINE_CAP: Final = 65536
