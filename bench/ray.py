@@ -42,7 +42,7 @@ CONCURRENCY: Final = 500
 EPISODES: Final = 3000
 FULL: Final = 1000
 """Fewer episodes than this ask for a quick look: one round of each."""
-ROUNDS: Final = 5
+ROUNDS: Final = 4
 SHARD_ROUNDS: Final = 3
 GROUP: Final = 8
 QUEUED: Final = 8000

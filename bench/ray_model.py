@@ -60,7 +60,7 @@ def node_rate(costs: Costs) -> float:
 
 
 def paper(costs: Costs) -> dict[str, Any]:
-    """What NODES nodes would do, flat out and where a model answers."""
+    """What NODES nodes would do, flat out and where a model answers; `load` is what they want, of each ceiling."""
     tops = ceilings(costs)
     first = min(tops, key=lambda name: tops[name])
     rates = {"flat_out": node_rate(costs), "with_model": LIVE / EPISODE_S}
@@ -79,7 +79,7 @@ def paper(costs: Costs) -> dict[str, Any]:
                 "wanted_per_s": NODES * rate,
                 "done_per_s": min(NODES * rate, tops[first]),
                 "nodes_until_saturation": tops[first] / rate,
-                "used": {what: min(1.0, NODES * rate / top) for what, top in tops.items()},
+                "load": {what: NODES * rate / top for what, top in tops.items()},
             }
             for name, rate in rates.items()
         },

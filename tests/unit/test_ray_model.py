@@ -51,10 +51,10 @@ def test_what_many_nodes_do() -> None:
     assert flat_out["wanted_per_s"] == NODES * 4000.0
     assert flat_out["done_per_s"] == 2000.0
     assert flat_out["nodes_until_saturation"] == 0.5
-    assert flat_out["used"]["coordinator"] == 1.0
+    assert flat_out["load"] == {"coordinator": 200.0, "store": 40.0, "queue": 80.0, "network": 4.0}
     assert with_model["wanted_per_s"] == pytest.approx(NODES * LIVE / EPISODE_S)
     assert with_model["done_per_s"] == with_model["wanted_per_s"]
-    assert with_model["used"]["coordinator"] == pytest.approx(with_model["wanted_per_s"] / 2000)
+    assert with_model["load"]["coordinator"] == pytest.approx(with_model["wanted_per_s"] / 2000)
 
 
 @pytest.mark.parametrize(
