@@ -205,7 +205,7 @@ class Exports(Protocol):
     """A session of isolation `process` that is graded elsewhere."""
 
     def export(self) -> bytes:
-        """All that a grade depends on: idempotent, allowed mid-episode, changes nothing. At most 256 MiB."""
+        """All that a grade depends on: idempotent, allowed mid-episode, changes nothing. At most 64 MiB."""
         ...
 
 

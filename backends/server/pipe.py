@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_TOOLSET: Final = 16 * 1024 * 1024
-MAX_STATE: Final = 256 * 1024 * 1024
+MAX_STATE: Final = 64 * 1024 * 1024
 MAX_ERROR: Final = 64 * 1024
 _QUESTION: Final = struct.Struct("<BI")
 _ANSWER: Final = struct.Struct("<BdBII")
@@ -72,10 +72,10 @@ class Garbled(Exception):
     """The child does not keep to the protocol."""
 
 
-def with_head(head: Mapping[str, Any], tail: bytes) -> bytes:
-    """A JSON object and bytes behind it as one body."""
+def with_head(head: Mapping[str, Any], tail: bytes) -> tuple[bytes, bytes]:
+    """A JSON object and bytes behind it, as the parts of one body: the bytes may be many."""
     packed = orjson.dumps(head)
-    return b"".join((_HEAD.pack(len(packed)), packed, tail))
+    return _HEAD.pack(len(packed)) + packed, tail
 
 
 def split_head(body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -115,14 +115,18 @@ def _read(channel: socket.socket, size: int) -> bytes | None:
     return bytes(data)
 
 
-async def ask(channel: socket.socket, op: int, body: bytes, *, max_body: int) -> Answer | None:
+async def ask(channel: socket.socket, op: int, *parts: bytes, max_body: int) -> Answer | None:
     """The server's side, on a socket that does not block: ask, and wait for the answer; None where the stream ends.
+
+    The question's body is sent in `parts`.
 
     Raises Garbled. Cancelled: the stream is in no known state, and the child must be ended.
     """
     loop = asyncio.get_running_loop()
     try:
-        await loop.sock_sendall(channel, _QUESTION.pack(op, len(body)) + body)
+        await loop.sock_sendall(channel, _QUESTION.pack(op, sum(map(len, parts))) + parts[0])
+        for part in parts[1:]:
+            await loop.sock_sendall(channel, part)
     except ConnectionError:
         pass  # it may have answered before, and the answer says more
     head = await _receive(channel, _ANSWER.size)

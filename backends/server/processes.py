@@ -173,14 +173,14 @@ class ChildSession:
     async def open(self) -> Reply:
         """The first observation; the child does not outlive a failure."""
         try:
-            return self._reply(await self._ask(self._child, Ask.OPEN, orjson.dumps(self._spec), Told.REPLY))
+            return self._reply(await self._ask(self._child, Ask.OPEN, Told.REPLY, orjson.dumps(self._spec)))
         except EnvironmentFault:
             self._child.end(CLOSE_S)
             raise
 
     async def step(self, action: bytes) -> Reply:
         """See Session. Raises EnvironmentFault. Cancelled: the child is killed."""
-        answer = await self._ask(self._child, Ask.STEP, action, Told.REPLY)
+        answer = await self._ask(self._child, Ask.STEP, Told.REPLY, action)
         if not self._doubted:
             return self._reply(answer)
         try:
@@ -191,12 +191,12 @@ class ChildSession:
     async def evaluate(self, params: Mapping[str, Any]) -> Grade:
         """See Session, and GradesElsewhere. Raises EnvironmentFault. Cancelled: the child is killed."""
         if not isinstance(self._processes.environment, GradesElsewhere):
-            return self._grade(await self._ask(self._child, Ask.EVALUATE, orjson.dumps(params), Told.GRADE))
-        state = (await self._ask(self._child, Ask.EXPORT, b"", Told.STATE)).body
+            return self._grade(await self._ask(self._child, Ask.EVALUATE, Told.GRADE, orjson.dumps(params)))
+        state = (await self._ask(self._child, Ask.EXPORT, Told.STATE, b"")).body
         grader = self._processes.fork(confined=False)
         try:
             question = with_head({**self._spec, "params": params}, state)
-            return self._grade(await self._ask(grader, Ask.GRADE, question, Told.GRADE))
+            return self._grade(await self._ask(grader, Ask.GRADE, Told.GRADE, *question))
         finally:
             grader.end(0.0)
 
@@ -204,10 +204,10 @@ class ChildSession:
         """Let the session close itself; its process is killed if that takes long."""
         self._child.end(CLOSE_S)
 
-    async def _ask(self, child: Tether, op: int, body: bytes, wanted: int) -> Answer:
+    async def _ask(self, child: Tether, op: int, wanted: int, *parts: bytes) -> Answer:
         """An answer of the wanted kind."""
         try:
-            answer = await child.ask(op, body, max_body=self._processes.max_body)
+            answer = await child.ask(op, *parts, max_body=self._processes.max_body)
             if answer.kind == wanted:
                 return answer
             if answer.kind not in {Told.FAULT, Told.CRASH}:

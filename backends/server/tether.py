@@ -34,13 +34,13 @@ class Tether:
         self._order_end = order_end
         self._asking = False
 
-    async def ask(self, op: int, body: bytes, *, max_body: int) -> Answer:
+    async def ask(self, op: int, *parts: bytes, max_body: int) -> Answer:
         """Ask, and wait for the answer. Raises EnvironmentFault (`session_lost`, `busy`), Garbled."""
         if self.ended.done():
             raise _loss(self.ended.result())
         self._asking = True
         try:
-            answer = await ask(self._channel, op, body, max_body=max_body)
+            answer = await ask(self._channel, op, *parts, max_body=max_body)
             if answer is None:
                 raise await self._cause()
         except BaseException:  # cancellation included: nobody waits for the answer any more

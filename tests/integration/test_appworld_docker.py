@@ -12,13 +12,19 @@ from runs import play
 
 from backends.environments.catalog import find
 from backends.sandboxes.docker import DockerBackend
+from backends.sandboxes.docker.hardening import Hardening
 from orchestrator.errors import Unavailable
 from orchestrator.events import SandboxStarted
 from orchestrator.testing.harness import entered, spec
+from orchestrator.types import StopReason
 from policies.agents.replay import ReplayPolicy
+from policies.agents.scripted import ScriptedPolicy
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from orchestrator.protocols import EpisodeContext
+    from orchestrator.records import ConversationView
 
 pytestmark = [pytest.mark.usefixtures("containers", "home"), pytest.mark.timeout(900)]
 TASKS = ["tidy01_1", "jot02_1", "meet04_1"]
@@ -38,6 +44,15 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROLLOUT_HOME", str(known))
+
+
+FILLING = """\
+import os
+posix = __import__("posix")
+file = posix.open("ballast", os.O_CREAT | os.O_WRONLY)
+while True:
+    posix.write(file, bytes(2**16))
+"""
 
 
 def reading(name: str) -> bytes:
@@ -67,3 +82,19 @@ async def test_the_truth_is_closed_in_a_container() -> None:
         assert "PermissionError" in told
         assert (await session.evaluate()).reward == 0.0
         session.close()
+
+
+async def test_a_full_disk_spares_no_grade(tmp_path: Path) -> None:
+    """The solution, then a file as large as may be, where the state is written and graders write too."""
+
+    def act(view: ConversationView, ctx: EpisodeContext) -> str:
+        [task] = (task for task in appworld_tasks.tasks() if task.id == ctx.key.task)
+        solution = task.solution.replace("apis.supervisor.complete_task(", "dict(")
+        return f"```python\n{(solution, FILLING, 'apis.supervisor.complete_task()')[view.turn]}\n```"
+
+    backend = DockerBackend("appworld", hardening=Hardening(tmp_mb=16))
+    played = await play(
+        tmp_path, ScriptedPolicy(act), backend=backend, tasks=TASKS[1:2], sandboxes=1, step_timeout_s=60.0, max_turns=3
+    )
+    [episode] = played.episodes.values()
+    assert (episode.reward, episode.stop_reason) == (0.0, StopReason.AGENT_KILLED_ENV)

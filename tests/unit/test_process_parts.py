@@ -140,7 +140,7 @@ class TestStream:
 
     @given(head=st.dictionaries(st.text(max_size=5), st.integers(0, 9), max_size=3), tail=st.binary(max_size=50))
     def test_heads(self, head: dict[str, int], tail: bytes) -> None:
-        assert split_head(with_head(head, tail)) == (head, tail)
+        assert split_head(b"".join(with_head(head, tail))) == (head, tail)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ class TestAnswers:
     def test_what_the_environment_does_not_have(self) -> None:
         child = opened("a")
         spec = {"task": "a", "seed": 1, "options": {}, "params": {}, "max_body": 100}
-        for op, body in ((Ask.EXPORT, b""), (Ask.GRADE, with_head(spec, b"state"))):
+        for op, body in ((Ask.EXPORT, b""), (Ask.GRADE, b"".join(with_head(spec, b"state")))):
             answer = child._answer(op, body)
             assert answer.kind == Told.CRASH
             assert "TypeError" in orjson.loads(answer.body)["message"]

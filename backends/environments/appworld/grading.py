@@ -37,15 +37,21 @@ class Senseless(Exception):
 def grade(folder: Path, state: bytes, *, sparse: bool) -> Grade:
     """The grade of a state of the task in `folder`: the share of its tests that pass, or 1.0 for all of them.
 
-    Raises EnvironmentFault where the truth cannot be read.
+    Raises EnvironmentFault where the truth cannot be read, or nothing can be written: then perhaps the session has
+    filled the disk, perhaps not, and only another try elsewhere can tell.
     """
     task, module = _truth(folder.name)
     number = len(task.ground_truth.test_data)
-    outputs = package.take_outputs()
+    try:
+        outputs = package.take_outputs()
+    except OSError as error:
+        raise _no_room(error) from error
     end = package.databases(outputs, task.id)
     try:
         _write(folder / "dbs", end, read(folder / "dbs", state))
         passes, failures = _tested(task, module, end)
+    except OSError as error:
+        raise _no_room(error) from error
     except Exception as error:  # noqa: BLE001  # a state may break any part of the package, and the tests' own code
         details = {"success": False, "passed": 0, "tests": number, "error": f"{type(error).__name__}: {error}"[:500]}
         return Grade(0.0, details)
@@ -56,6 +62,10 @@ def grade(folder: Path, state: bytes, *, sparse: bool) -> Grade:
     success = len(passes) == total > 0
     reward = float(success) if sparse else len(passes) / max(total, 1)
     return Grade(reward, {"success": success, "passed": len(passes), "tests": total, "failures": failures})
+
+
+def _no_room(error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(ErrorCode.SESSION_LOST, f"the state could not be laid out to be graded: {error}")
 
 
 def read(original: Path, state: bytes) -> dict[str, list[Change]]:
