@@ -167,7 +167,7 @@ class Orchestrator:
             elif self._resume:
                 raise UsageError(f"there is no run in {self._directory.path}; start one with `rollout collect`")
             if self._shards is not None:
-                await asyncio.to_thread(self._shards.pack, self._backend, self._policy)
+                await stack.enter_async_context(self._shards.opened(self._backend, self._policy))
             elif isinstance(self._policy, AbstractAsyncContextManager):
                 await stack.enter_async_context(self._policy)
             self._pool = await self._start_pool(stack)

@@ -35,12 +35,15 @@ class ShardJob:
 class Shards(Protocol):
     """Runs the shards of one run somewhere, and keeps them running."""
 
-    def pack(self, backend: Backend, policy: Policy) -> None:
-        """Take what every shard needs a copy of; neither has been entered. Blocks. Raises UsageError."""
+    def opened(self, backend: Backend, policy: Policy) -> AbstractAsyncContextManager[object]:
+        """Be where shards can be run, with what each needs a copy of; neither has been entered.
+
+        Raises UsageError, Unavailable, RunFailed.
+        """
         ...
 
     def crew(self, job: ShardJob, absorb: Callable[[Mapping[str, bytes]], None]) -> AbstractAsyncContextManager[Crew]:
-        """Start them, with their tool sets going to `absorb`.
+        """Start them where it is `opened`, with their tool sets going to `absorb`.
 
         Entered once the first one is ready (on a resume: all, or a deadline has passed). Leaving ends them. Raises
         RolloutError where none can be started.

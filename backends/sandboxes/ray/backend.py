@@ -100,8 +100,9 @@ class RayBackend:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            ray = self._ray = await asyncio.to_thread(module)
+            await asyncio.to_thread(self._options.check, ray, SandboxHost)
             await stack.enter_async_context(connection(self._address))
-            ray = self._ray = module()
             host = self._host if self._host is not None else await asyncio.to_thread(own_address, ray)
             self._listener = await stack.enter_async_context(Listener(Tcp(host, self._port, self._insecure)))
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -193,7 +194,8 @@ class RayBackend:
         except ray.exceptions.RayError as error:
             raise self._refused(f"the actor could not be started: {told(error)}") from None
         except TimeoutError:
-            raise self._refused(f"{what} within {limit_s:g} s: {self._wanted()}") from None
+            wanted = await asyncio.to_thread(self._options.wanted, ray)
+            raise self._refused(f"{what} within {limit_s:g} s: {wanted}") from None
         if prepared.failure is not None:
             raise self._refused(f"on the node: {prepared.failure}")
         return prepared
@@ -282,17 +284,6 @@ class RayBackend:
 
     def _linked(self, name: SandboxId, hello: Hello) -> LinkedSandbox:
         return LinkedSandbox(name, hello, limit_s=self._limit_s, max_body=self._max_body)
-
-    def _wanted(self) -> str:
-        ray, _ = self._need_entered()
-        options, there = self._options, ray.cluster_resources()
-        wanted = f"it asks for {options.cpus:g} CPUs"
-        if options.memory_mb is not None:
-            wanted += f", {options.memory_mb} MiB"
-        wanted += "".join(f", {count:g} {name}" for name, count in options.resources.items())
-        wanted += "".join(f", {name}={value}" for name, value in options.node_labels.items())
-        free = ray.available_resources().get("CPU", 0.0)
-        return f"{wanted}; the cluster has {there.get('CPU', 0.0):g} CPUs, {free:g} of them free"
 
     def _refused(self, message: str) -> SandboxError:
         return SandboxError(Failure(FailureKind.SANDBOX_START, "start", message))

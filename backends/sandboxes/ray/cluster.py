@@ -10,15 +10,18 @@ import asyncio
 import logging
 import os
 import re
+import signal
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from backends.sandboxes.ray.reach import reachable
 from orchestrator.errors import RunFailed, Unavailable, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from types import ModuleType
 
 NAMESPACE: Final = "rollout"
@@ -74,6 +77,27 @@ class RayOptions:
             options["runtime_env"] = dict(self.runtime_env)
         return options
 
+    def check(self, ray: ModuleType, kind: type) -> None:
+        """Raises UsageError for what Ray refuses of an actor of this kind, in its words. May read files."""
+        try:
+            ray.remote(kind).options(**self.actor("one"))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"Ray refuses what is asked for: {error}") from None
+
+    def wanted(self, ray: ModuleType) -> str:
+        """What one asks for, and what the cluster has. Blocks on the cluster."""
+        asked = [f"{self.cpus:g} CPUs"]
+        if self.memory_mb is not None:
+            asked.append(f"{self.memory_mb} MiB")
+        asked += [f"{count:g} {name}" for name, count in self.resources.items()]
+        asked += [f"{name}={value}" for name, value in self.node_labels.items()]
+        alive = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+        free = ray.available_resources().get("CPU", 0.0)
+        return (
+            f"it asks for {', '.join(asked)}; the cluster has {sum(alive):g} CPUs on {len(alive)} nodes, "
+            f"{free:g} of them free"
+        )
+
 
 def module() -> ModuleType:
     """Ray. Raises Unavailable where it is not installed, or too old."""
@@ -109,16 +133,50 @@ async def _connect(ray: ModuleType, address: str | None) -> None:
     global _users, _ours  # Ray itself is one connection a process
     if _users == 0 and not ray.is_initialized():
         where = address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
+        if "://" in where:
+            raise UsageError(
+                f"{where} is not the address of a cluster's head, which is HOST:PORT: Ray's client and its server of "
+                "jobs do not lead there; run on a node of the cluster, or by `ray job submit`"
+            )
         try:
             await reachable(where)
             async with asyncio.timeout(CONNECT_S):
-                await asyncio.to_thread(_init, ray, address)
+                await _beside(partial(_init, ray, address))
+            _restore_signals()
         except TimeoutError:
             raise RunFailed(f"no cluster answered at {where} within {CONNECT_S:g} s; see `rollout doctor`") from None
         except (ConnectionError, RuntimeError, ValueError, OSError, Unavailable) as error:
             raise RunFailed(f"cannot connect to {where}: {error.__cause__ or error}; see `rollout doctor`") from None
         _ours = True
     _users += 1
+
+
+async def _beside(call: Callable[[], object]) -> None:
+    """Call in a thread that keeps nobody from leaving: Ray may try for many minutes, and cannot be told to stop."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def work() -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001  raised again where it is waited for
+            tell(done.set_exception, error)
+        else:
+            tell(done.set_result, None)
+
+    def tell(how: Callable[[Any], None], what: Any) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: None if done.done() else how(what))
+
+    threading.Thread(target=work, name="ray-init", daemon=True).start()
+    await done
+
+
+def _restore_signals() -> None:
+    """Ray lays a handler of its own over SIGTERM's, which writes a stack trace and ends the process."""
+    if threading.current_thread() is threading.main_thread() and (ours := signal.getsignal(signal.SIGTERM)) is not None:
+        signal.signal(signal.SIGTERM, ours)
+        signal.siginterrupt(signal.SIGTERM, False)
 
 
 def _init(ray: ModuleType, address: str | None) -> None:

@@ -84,21 +84,24 @@ class RayShards:
         self._host, self._port, self._insecure = host, port, insecure
         self._backend = self._policy = b""
 
-    def pack(self, backend: Backend, policy: Policy) -> None:
-        """See `Shards.pack`."""
+    @asynccontextmanager
+    async def opened(self, backend: Backend, policy: Policy) -> AsyncIterator[None]:
+        """See `Shards.opened`."""
+        await asyncio.to_thread(self._pack, backend, policy)
+        async with connection(self._address):
+            yield
+
+    def _pack(self, backend: Backend, policy: Policy) -> None:
         ray = module()
-        try:
-            with _by_value(ray.cloudpickle):
-                self._backend = ray.cloudpickle.dumps(backend)
-                self._policy = ray.cloudpickle.dumps(policy)
-        except (TypeError, AttributeError, ValueError, PicklingError) as error:
-            raise UsageError(f"a shard needs copies of the backend and the policy, and {error}") from None
+        self._options.check(ray, ShardHost)
+        with _by_value(ray.cloudpickle):
+            self._backend = _pickled(ray.cloudpickle, "backend", backend)
+            self._policy = _pickled(ray.cloudpickle, "policy", policy)
 
     @asynccontextmanager
     async def crew(self, job: ShardJob, absorb: Callable[[Mapping[str, bytes]], None]) -> AsyncIterator[Crew]:
         """See `Shards.crew`."""
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(connection(self._address))
             ray = module()
             host = self._host if self._host is not None else await asyncio.to_thread(own_address, ray)
             listener = await stack.enter_async_context(Listener(Tcp(host, self._port, self._insecure, MAX_FRAME)))
@@ -193,6 +196,17 @@ class _Slot:
 
     def _arrive(self, hello: Hello) -> Any:
         return _Arrival(self._crew.join(self.number))
+
+
+def _pickled(pickler: ModuleType, what: str, thing: object) -> bytes:
+    try:
+        pickled: bytes = pickler.dumps(thing)
+    except (TypeError, AttributeError, ValueError, PicklingError) as error:
+        raise UsageError(
+            f"each shard needs a copy of the {what}, and {error}: open connections and the like in its __aenter__, "
+            "which every shard enters for itself"
+        ) from None
+    return pickled
 
 
 async def _answer(reference: Awaitable[Any]) -> Any:
