@@ -9,7 +9,6 @@ import asyncio
 import os
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 LIGHT = RayOptions(cpus=0.1)
 EXCUSED_S = 0.3
-"""A decision made so shortly before a kill may not have reached the journal."""
+"""A decision made so shortly before its process ended may not have reached the journal."""
 
 
 class Noting:
@@ -50,7 +49,7 @@ class Noting:
     async def _act(self, view: ConversationView, ctx: EpisodeContext) -> str:
         await asyncio.sleep(self._think_s)
         decided = counting(view, ctx)
-        line = {"key": str(ctx.key), "attempt": ctx.attempt, "turn": view.turn, "t": time.time()}
+        line = {"key": str(ctx.key), "attempt": ctx.attempt, "turn": view.turn, "t": time.time(), "pid": os.getpid()}
         await asyncio.to_thread(self._write, orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         return decided
 
@@ -62,18 +61,20 @@ class Noting:
             os.close(file)
 
 
-def repeated(log: Path, kills: list[float]) -> tuple[int, int]:
-    """Decisions of the same attempt that were made again, and how many of them are not excused by a kill."""
+def repeated(log: Path) -> tuple[int, int]:
+    """Decisions of the same attempt that were made again, and how many of them are not excused: by another process, the
+    first one's last sign of life having come just after. (A node's processes outlive its SIGKILL for a second or two.)
+    """
     lines = [orjson.loads(line) for line in log.read_bytes().splitlines()]
-    made = Counter((line["key"], line["attempt"], line["turn"]) for line in lines)
-    first: dict[tuple[Any, ...], float] = {}
-    guilty = 0
+    last = {line["pid"]: line["t"] for line in lines}
+    first: dict[tuple[Any, ...], dict[str, Any]] = {}
+    again = guilty = 0
     for line in lines:
-        name = (line["key"], line["attempt"], line["turn"])
-        if name in first and not any(0.0 <= kill - first[name] <= EXCUSED_S for kill in kills):
-            guilty += 1
-        first.setdefault(name, line["t"])
-    return sum(count - 1 for count in made.values()), guilty
+        before = first.setdefault((line["key"], line["attempt"], line["turn"]), line)
+        if before is not line:
+            again += 1
+            guilty += line["pid"] == before["pid"] or last[before["pid"]] - before["t"] > EXCUSED_S
+    return again, guilty
 
 
 def orchestrator(out: Path, log: Path, address: str, how: str, think_s: float = 0.05, **options: Any) -> Orchestrator:

@@ -62,10 +62,10 @@ async def strike(kind: str, kills: list[float]) -> None:
         os.kill(victim, signal.SIGKILL)
 
 
-def right(summary: Summary, log: Path, kills: list[float]) -> None:
+def right(summary: Summary, log: Path) -> None:
     assert summary.outcomes == {"completed": EPISODES}
     assert (summary.reward_one, summary.duplicates) == (EPISODES, 0)
-    assert repeated(log, kills)[1] == 0
+    assert repeated(log)[1] == 0
 
 
 @pytest.mark.parametrize(("how", "kind"), [("sandboxes", "SandboxHost"), ("shards", "ShardHost")])
@@ -81,7 +81,7 @@ async def test_actors_are_killed_and_no_model_call_is_repeated(
         summary = await running
     await asyncio.to_thread(sweep)
     assert len(kills) == KILLS
-    right(summary, log, kills)
+    right(summary, log)
     assert how == "shards" or summary.recovered_episodes > 0
     assert not [path for path in (home() / "shards").glob("*") if path.name == summary.run]
 
@@ -97,7 +97,7 @@ async def test_a_node_is_killed_and_another_one_joins(cluster: TwoNodes, how: st
         cluster.cluster.remove_node(lost, allow_graceful=False)
         joined = cluster.node()
         summary = await running
-    right(summary, log, kills)
+    right(summary, log)
     cluster.cluster.remove_node(joined)
     await asyncio.to_thread(sweep)  # what the killed left, as whoever starts sandboxes next does
 
@@ -114,7 +114,6 @@ async def test_a_killed_driver_leaves_nothing_and_its_run_is_resumed(
         return log.exists() and log.stat().st_size > 20_000
 
     await until(under_way, "decisions", 60)
-    killed = time.time()
     driver.kill()
     await driver.communicate()
 
@@ -126,7 +125,7 @@ async def test_a_killed_driver_leaves_nothing_and_its_run_is_resumed(
     await asyncio.to_thread(sweep)  # as whoever starts sandboxes next does
     async with orchestrator(out, log, cluster.address, how) as run:
         summary = await run.run()
-    right(summary, log, [killed])
+    right(summary, log)
     assert summary.lives == 2
 
 
