@@ -21,6 +21,9 @@ from orchestrator.types import Failure, FailureKind
 MAX_ANSWER: Final = 64 * 1024 * 1024
 MESSAGE_CAP: Final = 500
 """Characters of a server's words that are kept."""
+KEEP_S: Final = 4.0
+"""How long a connection is kept for the next call: less than the 5 s after which an original closes it, for a call that
+meets the closing may have run, and loses its instance."""
 _CHUNK: Final = 64 * 1024
 _FORWARDED: Final = re.compile(r"HTTP Error (4\d\d)\b")
 """How a manager passes on that its environment service refused a call."""
@@ -103,7 +106,10 @@ class Channel:
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector: aiohttp.BaseConnector  # without a bound: whoever calls bounds what is under way
-            connector = aiohttp.UnixConnector(self.socket, limit=0) if self.socket else aiohttp.TCPConnector(limit=0)
+            if self.socket:
+                connector = aiohttp.UnixConnector(self.socket, limit=0, keepalive_timeout=KEEP_S)
+            else:
+                connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S)
             self._session = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers, connector=connector)
         return self._session
 

@@ -16,30 +16,56 @@ from orchestrator.errors import SandboxError, SandboxRefused
 from orchestrator.types import Evaluation, Failure, FailureKind, Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 
 def as_text(action: bytes) -> dict[str, Any]:
     """An assistant message with its tool calls written as blocks of its text.
 
-    Raises SandboxRefused (`bad_request`) for what is no message: the service must not see it.
+    A call that cannot be read is written as it is: it is the agent's mistake, and the service's to answer. Raises
+    SandboxRefused (`bad_request`) for what is no message at all, which no agent writes.
     """
     try:
         message = orjson.loads(action)
-        if not isinstance(message, dict):
-            raise TypeError("it is not an object")
-        content, calls = message.get("content"), message.get("tool_calls") or []
-        blocks = [_block(call["function"]) for call in calls]
-    except (ValueError, TypeError, KeyError) as error:
-        failure = Failure(FailureKind.POLICY, "step", f"the action is not an assistant message: {error}")
-        raise SandboxRefused(failure, code=ErrorCode.BAD_REQUEST) from None
-    text = content if isinstance(content, str) else ""
+    except orjson.JSONDecodeError as error:
+        raise _no_message(str(error)) from None
+    if not isinstance(message, dict):
+        raise _no_message("it is not an object")
+    calls = message.get("tool_calls") or []
+    blocks = [_block(call) for call in (calls if isinstance(calls, list) else [calls])]
+    text = _text(message.get("content"))
     return {"role": "assistant", "content": "\n".join([text, *blocks] if text else blocks)}
 
 
-def _block(function: Mapping[str, Any]) -> str:
-    arguments = orjson.loads(function["arguments"])
-    return f"<tool_call>\n{orjson.dumps({'name': function['name'], 'arguments': arguments}).decode()}\n</tool_call>"
+def _no_message(why: str) -> SandboxRefused:
+    failure = Failure(FailureKind.POLICY, "step", f"the action is not an assistant message: {why}")
+    return SandboxRefused(failure, code=ErrorCode.BAD_REQUEST)
+
+
+def _text(content: object) -> str:
+    """The text of a content, which may come in parts."""
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
+
+
+def _block(call: object) -> str:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        inside = orjson.dumps(call).decode()
+    else:
+        name, arguments = orjson.dumps(function.get("name")).decode(), function.get("arguments")
+        inside = f'{{"name": {name}, "arguments": {_arguments(arguments)}}}'
+    return f"<tool_call>\n{inside}\n</tool_call>"
+
+
+def _arguments(given: object) -> str:
+    """A call's arguments as JSON; a text that is none is written as it is."""
+    try:
+        return orjson.dumps(orjson.loads(given) if isinstance(given, str) else given).decode()
+    except orjson.JSONDecodeError:
+        return str(given)
 
 
 def opened(answer: object) -> Observation:
