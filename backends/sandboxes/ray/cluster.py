@@ -18,10 +18,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from backends.sandboxes.ray.reach import reachable
+from backends.sandboxes.ray.thread import RayThread
 from orchestrator.errors import RunFailed, Unavailable, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
     from types import ModuleType
 
 NAMESPACE: Final = "rollout"
@@ -36,7 +37,8 @@ Strategy: TypeAlias = Literal["spread", "pack"]
 
 log = logging.getLogger(__name__)
 _users = 0
-_ours = False
+_thread: RayThread | None = None
+"""That of a connection which was made here."""
 _changing = asyncio.Lock()
 
 
@@ -130,7 +132,7 @@ async def connection(address: str | None) -> AsyncIterator[None]:
 
 
 async def _connect(ray: ModuleType, address: str | None) -> None:
-    global _users, _ours  # Ray itself is one connection a process
+    global _users, _thread  # Ray itself is one connection a process
     if _users == 0 and not ray.is_initialized():
         where = address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
         if "://" in where:
@@ -140,36 +142,24 @@ async def _connect(ray: ModuleType, address: str | None) -> None:
             )
         try:
             await reachable(where)
-            async with asyncio.timeout(CONNECT_S):
-                await _beside(partial(_init, ray, address))
-            _restore_signals()
+            _thread = await _initialised(ray, address)
         except TimeoutError:
             raise RunFailed(f"no cluster answered at {where} within {CONNECT_S:g} s; see `rollout doctor`") from None
         except (ConnectionError, RuntimeError, ValueError, OSError, Unavailable) as error:
             raise RunFailed(f"cannot connect to {where}: {error.__cause__ or error}; see `rollout doctor`") from None
-        _ours = True
     _users += 1
 
 
-async def _beside(call: Callable[[], object]) -> None:
-    """Call in a thread that keeps nobody from leaving: Ray may try for many minutes, and cannot be told to stop."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def work() -> None:
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001  raised again where it is waited for
-            tell(done.set_exception, error)
-        else:
-            tell(done.set_result, None)
-
-    def tell(how: Callable[[Any], None], what: Any) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: None if done.done() else how(what))
-
-    threading.Thread(target=work, name="ray-init", daemon=True).start()
-    await done
+async def _initialised(ray: ModuleType, address: str | None) -> RayThread:
+    thread = RayThread()
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            await thread.call(partial(_init, ray, address))
+    except BaseException:
+        thread.end(ray.shutdown)  # should it come yet
+        raise
+    _restore_signals()
+    return thread
 
 
 def _restore_signals() -> None:
@@ -190,12 +180,13 @@ def _init(ray: ModuleType, address: str | None) -> None:
 
 
 async def _leave(ray: ModuleType) -> None:
-    global _users, _ours
+    global _users, _thread
     async with _changing:
         _users -= 1
-        if _users == 0 and _ours:
-            _ours = False
-            await asyncio.to_thread(ray.shutdown)
+        if _users == 0 and _thread is not None:
+            thread, _thread = _thread, None
+            await thread.call(ray.shutdown)
+            thread.end()
 
 
 def own_address(ray: ModuleType) -> str:
