@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from ray_head import free_port, ray_head
 
 from backends.sandboxes.ray import cluster, probe
 from orchestrator.cli.checks import FAIL, OK, WARN, Check
@@ -20,8 +19,8 @@ from orchestrator.errors import RunFailed, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-RAY = Path(sys.executable).with_name("ray")
 TOKEN = "5" * 64
 OTHERS = """
 import json, sys, ray
@@ -31,41 +30,20 @@ known = json.loads(internal_kv._internal_kv_get(b"CLUSTER_METADATA", namespace=b
 other = json.dumps({**known, **json.loads(sys.argv[2])})
 internal_kv._internal_kv_put(b"CLUSTER_METADATA", other.encode(), namespace=b"cluster")
 """
-"""Has a cluster say that it is of other versions; "{}" leaves it as it is."""
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
+"""Has a cluster say that it is of other versions."""
 
 
 @pytest.fixture(scope="module")
 def head(private_folder: Path) -> Iterator[str]:
     """The address of a head of its own, which wants a token."""
-    if not RAY.exists():
-        message = "Ray is not installed: pip install 'rollout-orchestrator[ray]'"
-        pytest.fail(message) if os.environ.get("ROLLOUT_REQUIRE_RAY") == "1" else pytest.skip(message)
-    port = free_port()
-    options = ["--num-cpus=3", f"--port={port}", "--include-dashboard=false", f"--temp-dir={private_folder}/ray"]
-    with (private_folder / "head.log").open("ab") as log:
-        process = subprocess.Popen(
-            [str(RAY), "start", "--head", "--block", "--node-ip-address=127.0.0.1", *options],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"},
-        )
-    try:
-        ready(f"127.0.0.1:{port}")
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def ready(address: str) -> None:
-    pretend(address, "{}")
+    with ray_head(
+        private_folder / "ray",
+        "--num-cpus=3",
+        "--include-dashboard=false",
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=TOKEN,
+    ) as address:
+        yield address
 
 
 def pretend(address: str, versions: str) -> None:
