@@ -145,6 +145,20 @@ async def test_a_child_that_makes_no_sense_is_killed(zygote: Zygote, kind: int, 
     assert not zygote.lost
 
 
+async def test_the_tool_sets_of_one_child_are_bounded_together(zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MAX_TOOLSET", 5)
+    session = await zygote.opened()
+    for tools, fits in ((b"[1]", True), (b"[]", True), (b"[]", False)):
+        stepping = asyncio.create_task(session.step(b"action"), name="stepping")
+        await zygote.asked()
+        zygote.answers(Told.REPLY, tools=tools)
+        if fits:
+            assert (await stepping).toolset is not None
+        else:
+            assert "too many of them" in str(await _fault(stepping))
+    assert await zygote.order() == ["end", 1, 0.0]
+
+
 async def test_faults_and_crashes_leave_the_session(zygote: Zygote, capfd: pytest.CaptureFixture[str]) -> None:
     session = await zygote.opened()
     for kind, told, code in (
