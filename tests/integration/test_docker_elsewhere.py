@@ -15,7 +15,7 @@ from runs import Counted, counting, equal, play
 
 from backends.environments.catalog import find
 from backends.environments.data import register
-from backends.sandboxes.docker import DockerBackend
+from backends.sandboxes.docker import DockerBackend, outpost
 from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.docker.owners import LEASE
 from backends.sandboxes.docker.service_backend import ServiceImageBackend
@@ -148,6 +148,17 @@ async def test_containers_that_do_not_find_back_are_told(far: Elsewhere) -> None
         Unavailable, match=rf"do not reach this machine at https://{far.here}:\d+/ \(.+\): say with --l"
     ):
         async with DockerBackend("toy", outpost_network="none"):
+            pass
+
+
+async def test_an_outpost_that_cannot_run_says_why(
+    far: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("raise SystemExit('no luck today')", encoding="utf-8")
+    monkeypatch.setattr(outpost, "_PROGRAM", program)
+    with pytest.raises(Unavailable, match="-outpost-1 has ended: no luck today"):
+        async with DockerBackend("toy"):
             pass
 
 

@@ -173,21 +173,30 @@ class Outpost:
         self._engine = engine
         self._attachment: Attachment | None = None
         self._folder = Path()
-        self._asked: dict[str, asyncio.Future[None]] = {}
+        self._asked: dict[str, asyncio.Future[EngineError | None]] = {}
+        self._made: asyncio.Task[EngineError | None] | None = None
         self._said = ""
         self._chores: list[asyncio.Task[None]] = []
         self._doors = 0
 
     async def start(self, config: dict[str, Any], letter: bytes, tasks: asyncio.TaskGroup, lease_s: float) -> None:
-        """Make it and wait until it answers. Raises EngineError; then remove it."""
+        """Make it and wait until it answers. Raises EngineError, and OutpostRefused where it says why it has ended;
+        then remove it."""
+        self._made = tasks.create_task(self._make(config), name=f"make-{self.id}")
         try:
-            await self._engine.create(self.id, config)
+            if (error := await asyncio.shield(self._made)) is not None:
+                raise error
             self._attachment = await self._engine.attach(self.id)
             self._chores.append(tasks.create_task(self._hear(self._attachment), name=f"hear-{self.id}"))
             await self._engine.start(self.id)
             await self._attachment.write(letter)
             await self.ask("alive")
             self._folder = Path(await self._engine.mounted(self.id, FOLDER))
+        except EngineGone as error:
+            self.ended = True
+            if self._said:  # so the daemon has not gone: it is not waited for
+                raise OutpostRefused(str(error)) from None
+            raise
         except BaseException:  # cancellation included: it is never taken for one that serves
             self.ended = True
             raise
@@ -207,21 +216,33 @@ class Outpost:
         try:
             async with asyncio.timeout(CALL_S):
                 await self._attachment.write(f"{line}\n".encode())
-                await done
+                error = await done
         except TimeoutError:
             self.ended = True
             raise EngineTimeout(f"{self.id} did not answer within {CALL_S:g} s") from None
         finally:
             self._asked.pop(line, None)
+        if error is not None:
+            raise error
 
     async def remove(self) -> None:
         """End it. Raises EngineError where the daemon does not do it."""
         self.ended = True
         for chore in self._chores:
             chore.cancel()
+        error = None if self._made is None else await asyncio.shield(self._made)
         if self._attachment is not None:
             await self._attachment.close()
-        await self._engine.remove(self.id)
+        if not (isinstance(error, EngineGone) and not error.asked):
+            await self._engine.remove(self.id)
+
+    async def _make(self, config: dict[str, Any]) -> EngineError | None:
+        """Never cancelled: a container that the daemon makes after all would be nobody's."""
+        try:
+            await self._engine.create(self.id, config)
+        except EngineError as error:
+            return error
+        return None
 
     async def _hear(self, attachment: Attachment) -> None:
         """Take its answers in; remember what else it says. Its output ends with it."""
@@ -233,7 +254,7 @@ class Outpost:
         self.ended = True
         for done in self._asked.values():
             if not done.done():
-                done.set_exception(EngineGone(f"{self.id} has ended: {self._why()}"))
+                done.set_result(EngineGone(f"{self.id} has ended: {self._why()}"))
 
     def _take(self, line: str) -> None:
         result, _, rest = line.partition(" ")
@@ -241,10 +262,8 @@ class Outpost:
         done = self._asked.pop(asked, None) if result in {"done", "failed"} else None
         if done is None:
             self._said = line[:_SAID_CAP]
-        elif not done.done() and result == "done":
-            done.set_result(None)
         elif not done.done():
-            done.set_exception(OutpostRefused(why[:_SAID_CAP]))
+            done.set_result(None if result == "done" else OutpostRefused(why[:_SAID_CAP]))
 
     async def _renew(self, lease_s: float) -> None:
         while not self.ended:
