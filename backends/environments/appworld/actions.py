@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 
 from backends.server.environment import Toolset
+from backends.server.messages import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +88,7 @@ def read(action: bytes, *, bare: bool) -> Message | Malformed:
         if not isinstance(entries, list):
             return Malformed("", "tool_calls must be a list of calls")
         return Message(_from_entries(entries), as_text=False)
-    text = _text(message.get("content"))
+    text = text_of(message.get("content"))
     if text is None:
         return Malformed("", "content must be a string, a list of text parts, or null")
     return _from_text(text, bare=bare)
@@ -134,19 +135,6 @@ def _from_entry(entry: object, index: int) -> Call | Malformed:
 def _id(entry: object, index: int) -> str:
     given = entry.get("id") if isinstance(entry, dict) else None
     return given if isinstance(given, str) and 0 < len(given) <= _MAX_ID else f"call_{index}"
-
-
-def _text(content: object) -> str | None:
-    """The text of an OpenAI content field; None where it is none."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        return "".join(texts) if len(texts) == len(parts) else None
-    return None
 
 
 def _behind_thought(text: str) -> int:

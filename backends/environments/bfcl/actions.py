@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
+from backends.server.messages import text_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -69,7 +71,7 @@ def read(action: bytes) -> Message | Malformed:
         if not isinstance(entries, list):
             return Malformed("", "tool_calls must be a list of calls")
         return Message(_read_all(_from_tool_call, entries), as_text=False)
-    text = _text(message.get("content"))
+    text = text_of(message.get("content"))
     if text is None:
         return Malformed("", "content must be a string, a list of text parts, or null")
     calls = _read_all(_from_block, _blocks(text))
@@ -89,19 +91,6 @@ def _read_all(reader: Callable[[Any, int], Call | Malformed], entries: Sequence[
                 call = Malformed(call.id, f"the arguments of a message's calls exceed {MAX_ARGUMENTS} bytes together")
         calls.append(call)
     return calls
-
-
-def _text(content: object) -> str | None:
-    """The text of an OpenAI content field; None where it is none."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        return "".join(texts) if len(texts) == len(parts) else None
-    return None
 
 
 def _behind_thought(text: str) -> int:

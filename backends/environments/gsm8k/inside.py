@@ -28,6 +28,7 @@ from backends.server.environment import (
     unknown_split,
     unknown_task,
 )
+from backends.server.messages import text_of
 from backends.server.wire import ErrorCode
 
 if TYPE_CHECKING:
@@ -164,10 +165,12 @@ class Attempt:
         calls = message.get("tool_calls")
         if isinstance(calls, list) and calls:
             return Reply(observation([self._called(call) for call in calls[:MAX_CALLS]]))
-        content = message.get("content")
-        if not isinstance(content, str) or not content.strip():
+        answer = text_of(message.get("content"))
+        if answer is None:
+            return _said("content must be a string, a list of text parts, or null")
+        if not answer.strip():
             return _said("your message is empty; answer the problem")
-        self._answer = content
+        self._answer = answer
         return Reply(observation([]), self.evaluate({}).reward, done=True)
 
     def evaluate(self, params: Mapping[str, Any]) -> Grade:

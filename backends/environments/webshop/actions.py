@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from backends.server.environment import Toolset
+from backends.server.messages import text_of
 
 MAX_CALLS: Final = 16
 MAX_ARGUMENT: Final = 4096
@@ -65,23 +66,13 @@ def read(action: bytes) -> list[Move] | str:
         if not isinstance(calls, list):
             return "tool_calls must be a list of calls"
         return [_called(call, number) for number, call in enumerate(calls)]
-    text = _text(message.get("content"))
+    text = text_of(message.get("content"))
     return "content must be a string, a list of text parts, or null" if text is None else _spoken(text)
 
 
 def message(verb: str, argument: str) -> bytes:
     """An assistant message that makes one move."""
     return orjson.dumps({"role": "assistant", "content": f"{verb}[{argument}]"})
-
-
-def _text(content: object) -> str | None:
-    if content is None:
-        return ""
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        return "".join(texts) if len(texts) == len(parts) else None
-    return content if isinstance(content, str) else None
 
 
 def _spoken(text: str) -> list[Move]:

@@ -152,6 +152,23 @@ def test_calls_then_an_answer() -> None:
     assert (reply.done, reply.reward, session.evaluate({}).reward) == (True, 1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "your message is empty"),
+        ("  ", "your message is empty"),
+        (8, "content must be a string"),
+        ([{"type": "image_url"}], "content must be a string"),
+        ([{"type": "text", "text": "It is"}, {"type": "text", "text": " so"}], None),
+    ],
+)
+def test_an_answer_is_text_or_parts_of_text(content: object, told: str | None) -> None:
+    session, _ = environment().open("test_0", 0, {})
+    reply = session.step(say(content))
+    assert reply.done == (told is None)
+    assert told is None or told in reply.body.decode()
+
+
 def test_the_grade_does_not_tell_the_answer() -> None:
     session, _ = environment().open("test_0", 0, {})
     assert "3750" not in str(session.evaluate({}))
