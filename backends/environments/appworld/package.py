@@ -1,8 +1,7 @@
 """The package `appworld` in this process: loaded, warmed up, and told where to read and where to write.
 
-Always true: the package reads the registered data through a link in a folder of our own, which no session can change,
-and writes into a fresh temporary folder of each process's own for each world; it never reads a `.env` file; where no
-world is open, it has no thread and no open database.
+Always true: the package reads the registered data where it lies, and writes into a fresh temporary folder for each
+world; it never reads a `.env` file; where no world is open, it has no thread and no open database.
 """
 
 from __future__ import annotations
@@ -33,12 +32,10 @@ for account in apis.supervisor.show_account_passwords():
 def load(data: Path) -> None:
     """Import the package, its apps, and what of ours needs them. Raises EnvironmentFault where it cannot be had.
 
-    The package remembers paths: one root, made here, serves this process and all that are forked from it.
+    The package remembers paths, for this process and all that are forked from it.
     """
-    root = Path(tempfile.mkdtemp(prefix="appworld-"))
-    (root / "data").symlink_to(data / "data")
-    os.environ["APPWORLD_ROOT"] = os.environ["APPWORLD_CACHE"] = str(root)
-    os.environ["IPYTHONDIR"] = str(root / "ipython")
+    os.environ["APPWORLD_ROOT"] = str(data)
+    os.environ["APPWORLD_CACHE"] = os.environ["IPYTHONDIR"] = tempfile.mkdtemp(prefix="appworld-")
     os.environ["PYTHON_DOTENV_DISABLED"] = "1"  # else it would take in the first `.env` above its own folder
     try:
         from appworld.collections.apis import ApiCollection  # noqa: F401  # imports the apps' routes
@@ -79,7 +76,7 @@ def take_outputs() -> Path:
 
 def without_names(text: str, outputs: Path) -> str:
     """A text in which nothing tells one process's folders from another's."""
-    return text.replace(Path(os.environ["APPWORLD_ROOT"]).name, "appworld").replace(outputs.name, "world")
+    return text.replace(outputs.name, "world").replace(str(outputs.parent), "/session")
 
 
 def databases(outputs: Path, task: str) -> Path:

@@ -81,13 +81,12 @@ async def test_no_code_of_the_agent_s_reads_the_truth(sandbox: Sandbox) -> None:
 
 @pytest.mark.skipif(not version(), reason="this kernel has no Landlock")
 async def test_no_code_of_the_agent_s_puts_another_truth_in_the_place_of_the_true_one(sandbox: Sandbox) -> None:
-    """The grader reads through a link, code and data of the same user's: none of it can be changed."""
+    """The grader reads code and data of the same user's: none of it can be changed."""
     session, _ = await sandbox.open(spec("tidy01_1", step_timeout_s=60))
     known = "import os, pathlib\nposix = __import__('posix')\nroot = os.environ['APPWORLD_ROOT']\n"
     task = f"{known}task = root + '/data/tasks/tidy01_1'\n"
     code = "__import__('appworld').__path__[0] + '/mine'"
     for deed in (
-        f"{known}posix.unlink(root + '/data')",
         f"{known}posix.rename(root + '/data', root + '/other')",
         f"{known}posix.rename(root, root + '-other')",
         f"{known}os.mkdir(root + '/data/tasks/new99_1')",

@@ -176,7 +176,7 @@ def test_equal_actions_give_equal_bytes(play: Player, another: Player) -> None:
     jobs = [{"task": task.id, "actions": [block(task.solution)]} for task in appworld_tasks.tasks()[::4]]
     curious = (
         "import os, pathlib\nprint(apis, apis.phone.login, object(), {'a', 'b', 'c'})\n"
-        "print(DateTime.now(), random.random(), os.environ['APPWORLD_ROOT'].rpartition('/')[2])"
+        "print(DateTime.now(), random.random(), os.environ['APPWORLD_ROOT'], os.environ['TMPDIR'])"
     )
     lost = "print(pathlib.Path(os.environ['APPWORLD_ROOT'], 'nothing').read_text())"
     jobs.append({"task": FIRST, "actions": [block(curious), block("1/0"), block(lost), block(curious)], "seed": 2**62})
