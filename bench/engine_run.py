@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from bench.values import Row
+    from orchestrator.events import Listener
     from orchestrator.protocols import Backend
     from orchestrator.shards import Crew, ShardJob
 
@@ -94,9 +95,11 @@ class _Together(RayShards):
     before: census.Census
 
     @asynccontextmanager
-    async def crew(self, job: ShardJob, absorb: Callable[[Mapping[str, bytes]], None]) -> AsyncIterator[Crew]:
+    async def crew(
+        self, job: ShardJob, absorb: Callable[[Mapping[str, bytes]], None], emit: Listener
+    ) -> AsyncIterator[Crew]:
         """See `Shards.crew`."""
-        async with super().crew(job, absorb) as crew:
+        async with super().crew(job, absorb, emit) as crew:
             await crew.gathered(everyone=True, within_s=census.REST_S)
             self.before = await census.at_rest()
             yield crew

@@ -41,6 +41,31 @@ class SandboxLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardStarted:
+    """A shard takes episodes, on a node."""
+
+    slot: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEnded:
+    """A shard is lost, with why; `episodes` were under way on it."""
+
+    slot: int
+    failure: Failure
+    episodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWaits:
+    """A shard has not begun, or not begun again, for a while; why."""
+
+    slot: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class EpisodeRecovering:
     """An episode lost its sandbox and is replayed; `suspect`: its own call was unanswered at the death."""
 
@@ -87,6 +112,9 @@ Event = (
     SandboxStarted
     | SandboxEnded
     | SandboxLeft
+    | ShardStarted
+    | ShardEnded
+    | ShardWaits
     | EpisodeRecovering
     | EpisodeRetried
     | EpisodeEnded

@@ -454,14 +454,14 @@ class Orchestrator:
             call_limit_s=self._step_timeout_s + _GRACE_S,
             resume=self._resume,
         )
-        self._crew = await self._stack.enter_async_context(shards.crew(job, self._absorb_tools))
+        self._crew = await self._stack.enter_async_context(shards.crew(job, self._absorb_tools, self._emit))
         self._stack.callback(self._crew_ends)
         self._crew.stored([key for key in self._crew.held if key in stored])
         return {key: held for key, held in self._crew.held.items() if key not in stored}
 
     def _crew_ends(self) -> None:
-        if self._crew is not None and self._engine is not None:
-            self._crew.end(complete=self._engine.complete)
+        if self._crew is not None:
+            self._crew.end(complete=self._engine is not None and self._engine.complete)
 
     def _absorb_tools(self, toolsets: Mapping[str, bytes]) -> None:
         """Take over the tool sets that a shard has told of."""

@@ -21,6 +21,9 @@ from orchestrator.events import (
     SandboxEnded,
     SandboxLeft,
     SandboxStarted,
+    ShardEnded,
+    ShardStarted,
+    ShardWaits,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +90,15 @@ class RunLog:
                 self._tell(f"sandbox {sandbox} is lost and its episodes are rebuilt", failure)
             case SandboxLeft(sandbox):
                 log.error("sandbox %s did not end in time and is left behind; see `rollout doctor`", sandbox)
+            case ShardStarted(slot, node):
+                log.info("shard %d takes episodes: %s", slot, printable(node))
+            case ShardEnded(slot, failure, episodes):
+                log.warning("shard %d is lost with %d episodes on it: %s", slot, episodes, _said(failure))
+                self._tell(f"shard {slot} is lost and its episodes go on elsewhere", failure)
+            case ShardWaits(slot, why):
+                log.warning("shard %d: %s", slot, printable(why))
+                if self._known is not None:
+                    say(f"shard {slot}: {printable(why)}")
             case EpisodeRecovering(key, attempt, failure, suspect):
                 also = ", a suspect" if suspect else ""
                 log.info("episode %s attempt %d is replayed%s: %s", key, attempt, also, _said(failure))

@@ -1,18 +1,19 @@
 """The driver's side: one `Player` over all shards, and what becomes of a dead shard's episodes.
 
 Owns the links and the episodes that are on their way. Always true: an episode is launched on one living link at a time;
-what a link says after its end is not heard, so a dead shard commits nothing; the episodes of a dead shard wait for its
-successor to report their journalled steps, at most ORPHANED_S, and then go on elsewhere: from there (the same attempt,
-no model call repeated), or from the beginning (a new attempt, counted in `attempts_lost`).
+what a link says after its end is not heard, so a dead shard commits nothing; the episodes of a dead shard wait until
+their journalled steps are reported, by whichever shard has found them, and then go on from there (the same attempt, no
+model call repeated); once all shards are ready again, or after ORPHANED_S, they go on from the beginning (a new
+attempt, counted in `attempts_lost`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.errors import RunFailed
+from orchestrator.events import ShardEnded, ShardStarted
 from orchestrator.playing import Unplayed
 from orchestrator.records import EpisodeBuffer
 from orchestrator.shards.messages import (
@@ -33,8 +34,9 @@ from orchestrator.shards.runner import Outbox
 from orchestrator.types import Failure, FailureKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from orchestrator.events import Listener
     from orchestrator.shards.runner import Channel
     from orchestrator.types import EpisodeKey, Trajectory
 
@@ -42,10 +44,10 @@ ORPHANED_S: Final = 15.0
 """How long a dead shard's episodes wait for its successor."""
 SILENT_S: Final = 20.0
 """A shard that has said nothing for so long is believed dead; it says something about once a second."""
+QUIET_S: Final = 2.5
+"""A shard that has said nothing for so long gets nothing new as long as there is another."""
 ALONE_S: Final = 300.0
 """How long a run waits for any shard at all."""
-
-log = logging.getLogger(__name__)
 
 
 class CrewStatistics(NamedTuple):
@@ -101,28 +103,39 @@ class ShardLink:
 class Crew:
     """See the module's docstring. Satisfies `Player`. `wanted` is how many shards there are, `absorb` takes tool sets.
 
-    `head` begins every buffer; `journalled`: shards keep a journal, so that a successor may know a dead one's steps.
+    `head` begins every buffer; `journalled`: shards keep a journal, so that a successor may know a dead one's steps;
+    `emit` hears of shards that come and go.
     """
 
     def __init__(
-        self, wanted: int, head: bytes, absorb: Callable[[Mapping[str, bytes]], None], *, journalled: bool
+        self,
+        wanted: int,
+        head: bytes,
+        absorb: Callable[[Mapping[str, bytes]], None],
+        *,
+        journalled: bool,
+        emit: Listener,
     ) -> None:
         self.wanted = wanted
         self._head = head
         self._journalled = journalled
         self._absorb = absorb
+        self._emit = emit
         self._links: list[ShardLink] = []
         self._joined = asyncio.Event()
         self._waiting: dict[EpisodeKey, tuple[int, asyncio.Future[Trajectory]]] = {}
         """Episodes on their way: key -> attempt, who waits."""
-        self._orphans: dict[int, dict[EpisodeKey, int]] = {}
-        """Slot -> episodes of its dead shard: key -> attempt."""
+        self._orphans: dict[EpisodeKey, ShardLink] = {}
+        """Episodes of dead shards: key -> the link that had it under way."""
         self._reporters: dict[EpisodeKey, set[int]] = {}
         """Slots whose journals hold a key that was played elsewhere since."""
         self._players: dict[EpisodeKey, int] = {}
+        self._alive: set[EpisodeKey] = set()
+        """Played once at least, and not durable yet."""
         self.held: dict[EpisodeKey, tuple[int, EpisodeBuffer]] = {}
         """What the journals of an earlier life hold, until the run begins."""
         self._begun = False
+        self._ending = False
         self._failed: str | None = None
         self._lost = 0
         self._attempts_lost = 0
@@ -133,6 +146,7 @@ class Crew:
     async def play(self, key: EpisodeKey, attempt: int, buffer: EpisodeBuffer) -> Trajectory:
         """See `Player.play`. Cancelled: the shard goes on until its connection ends, and nobody listens."""
         self._begun = True
+        self._alive.add(key)
         link = await self._least_busy()
         answer: asyncio.Future[Trajectory] = asyncio.get_running_loop().create_future()
         self._waiting[key] = attempt, answer
@@ -146,6 +160,7 @@ class Crew:
     def stored(self, keys: Sequence[EpisodeKey]) -> None:
         """See `Player.stored`."""
         settled: dict[int, list[EpisodeKey]] = {}
+        self._alive.difference_update(keys)
         for key in keys:
             slots = self._reporters.pop(key, set())
             if (slot := self._players.pop(key, None)) is not None:
@@ -175,7 +190,8 @@ class Crew:
             if self._failed is not None:
                 raise RunFailed(self._failed)
             if ready := [link for link in self._links if link.ready]:
-                return min(ready, key=_load)
+                quiet = asyncio.get_running_loop().time() - QUIET_S
+                return min(ready, key=lambda link: (link.heard < quiet, len(link.running)))
             self._joined.clear()
             try:
                 async with asyncio.timeout(ALONE_S):
@@ -209,15 +225,16 @@ class Crew:
         return ready >= (self.wanted if everyone else 1)
 
     def fail(self, message: str) -> None:
-        """No shard can be had: whoever waits is told."""
+        """The run cannot go on: whoever waits is told."""
         self._failed = message
         self._joined.set()
-        for key, (_, answer) in list(self._waiting.items()):
-            if not answer.done() and not any(key in link.running for link in self._links):
+        for _, answer in self._waiting.values():
+            if not answer.done():
                 answer.set_exception(RunFailed(message))
 
     def end(self, *, complete: bool) -> None:
         """Tell all shards that nothing more comes."""
+        self._ending = True
         for link in self._links:
             link.outbox.put(End(complete))
 
@@ -244,11 +261,14 @@ class Crew:
                 self._held(link, key, attempt, buffer)
             case Ready(node):
                 link.node, link.ready = node, True
-                self._give_up(link.slot)
+                self._emit(ShardStarted(link.slot, node))
+                if sum(one.ready for one in self._links) >= self.wanted:  # what nobody has reported by now, nobody has
+                    self._give_up(self._orphans)
                 self._joined.set()
-            case Fatal(text):
-                log.error("shard %d cannot go on: %s", link.slot, text)
+            case Fatal(text, hopeless):
                 self.lose(link, Failure(FailureKind.SHARD_LOST, "shard", text))
+                if hopeless:
+                    self.fail(text)
             case _:
                 raise FrameError(f"a shard does not say {type(message).__name__}")
 
@@ -267,10 +287,13 @@ class Crew:
         self._raise(key, attempt, Unplayed(failure, EpisodeBuffer.restore(buffer)))
 
     def _held(self, link: ShardLink, key: EpisodeKey, attempt: int, buffer: bytes) -> None:
+        if self._begun and key not in self._alive:  # a journal does not remember what it has forgotten
+            link.outbox.put(Settled([key]))
+            return
         self._reporters.setdefault(key, set()).add(link.slot)
-        orphaned = self._orphans.get(link.slot, {}).get(key)
-        if orphaned == attempt:
-            del self._orphans[link.slot][key]
+        orphaned = self._orphans.get(key)
+        if orphaned is not None and orphaned.running[key] == attempt:
+            del self._orphans[key]
             failure = Failure(FailureKind.SHARD_LOST, "shard", "its shard ended; its journal is there", retryable=True)
             self._raise(key, attempt, Unplayed(failure, EpisodeBuffer.restore(buffer)))
         elif not self._begun:
@@ -289,29 +312,25 @@ class Crew:
             return
         link.lost, link.ready = True, False
         self._links.remove(link)
-        self._lost += 1
         self._gone_cpu += link.standing.cpu_s
         self._gone_sandbox_cpu += link.standing.sandbox_cpu_s
-        if link.running:
-            log.warning("%s, with %d episodes under way", why.message, len(link.running))
-            self._orphans.setdefault(link.slot, {}).update(link.running)
-            patience = ORPHANED_S if self._journalled else 0.0
-            asyncio.get_running_loop().call_later(patience, self._give_up, link.slot, dict(link.running))
+        if not self._ending:
+            self._lost += 1
+            self._emit(ShardEnded(link.slot, why, len(link.running)))
+        self._orphans.update(dict.fromkeys(link.running, link))
+        patience = ORPHANED_S if self._journalled else 0.0
+        asyncio.get_running_loop().call_later(patience, self._give_up_on, link)
         if not link.ended.done():
             link.ended.set_result(why)
 
-    def _give_up(self, slot: int, whose: Mapping[EpisodeKey, int] | None = None) -> None:
-        """Orphans whose steps nobody has reported (`whose`, or all of the slot's) begin anew."""
-        orphans = self._orphans.get(slot, {})
-        for key, attempt in list((orphans if whose is None else whose).items()):
-            if orphans.get(key) != attempt:
-                continue
-            del orphans[key]
+    def _give_up_on(self, dead: ShardLink) -> None:
+        self._give_up([key for key in dead.running if self._orphans.get(key) is dead])
+
+    def _give_up(self, keys: Iterable[EpisodeKey]) -> None:
+        """Orphans whose steps nobody has reported begin anew."""
+        for key in list(keys):
+            attempt = self._orphans.pop(key).running[key]
             waiting = self._waiting.get(key)
             self._attempts_lost += waiting is not None and waiting[0] == attempt
             failure = Failure(FailureKind.SHARD_LOST, "shard", "its shard ended, and its steps with it")
             self._raise(key, attempt, Unplayed(failure, EpisodeBuffer(self._head)))
-
-
-def _load(link: ShardLink) -> int:
-    return len(link.running)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from orchestrator.episode import EpisodeSettings
+    from orchestrator.events import Listener
     from orchestrator.protocols import Backend, Policy
     from orchestrator.shards.crew import Crew
     from orchestrator.types import EnvironmentInfo, RunId
@@ -42,8 +43,10 @@ class Shards(Protocol):
         """
         ...
 
-    def crew(self, job: ShardJob, absorb: Callable[[Mapping[str, bytes]], None]) -> AbstractAsyncContextManager[Crew]:
-        """Start them where it is `opened`, with their tool sets going to `absorb`.
+    def crew(
+        self, job: ShardJob, absorb: Callable[[Mapping[str, bytes]], None], emit: Listener
+    ) -> AbstractAsyncContextManager[Crew]:
+        """Start them where it is `opened`, with their tool sets going to `absorb`, and what becomes of them to `emit`.
 
         Entered once the first one is ready (on a resume: all, or a deadline has passed). Leaving ends them. Raises
         RolloutError where none can be started.

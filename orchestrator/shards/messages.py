@@ -93,9 +93,10 @@ class Standing(NamedTuple):
 
 
 class Fatal(NamedTuple):
-    """From a shard: it cannot go on, and why."""
+    """From a shard: it cannot go on, and why; `hopeless`: nor can any other."""
 
     message: str
+    hopeless: bool
 
 
 Message = Launch | Settled | End | Held | Ready | Played | NotPlayed | Tools | Standing | Fatal
@@ -161,8 +162,8 @@ def _entry(message: Message) -> tuple[str, Any, bytes]:
             return "tools", digest, body
         case Standing(sandboxes, sandbox_cpu_s, cpu_s):
             return "standing", (sandboxes, sandbox_cpu_s, cpu_s), b""
-        case Fatal(text):
-            return "fatal", text, b""
+        case Fatal(text, hopeless):
+            return "fatal", (text, hopeless), b""
 
 
 def _message(code: str, fields: Any, body: bytes) -> Message:
@@ -185,8 +186,8 @@ def _message(code: str, fields: Any, body: bytes) -> Message:
             return Tools(digest, body)
         case "standing", [int(sandboxes), float(sandbox_cpu_s), float(cpu_s)]:
             return Standing(sandboxes, sandbox_cpu_s, cpu_s)
-        case "fatal", str(text):
-            return Fatal(text)
+        case "fatal", [str(text), bool(hopeless)]:
+            return Fatal(text, hopeless)
         case _:
             raise FrameError(f"no message is called {code!r:.40} with {fields!r:.80}")
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from orchestrator.errors import RolloutError
+from orchestrator.errors import RolloutError, RunFailed, StoreError
 from orchestrator.playing import Unplayed
 from orchestrator.records import EpisodeBuffer
 from orchestrator.shards.messages import (
@@ -107,9 +107,9 @@ class ShardRunner:
         """Tell the driver how the shard stands."""
         self._outbox.put(Standing(sandboxes, sandbox_cpu_s, time.process_time()))
 
-    def fail(self, message: str) -> None:
-        """Tell the driver that this shard cannot go on."""
-        self._outbox.put(Fatal(message))
+    def fail(self, error: RolloutError) -> None:
+        """Tell the driver that this shard cannot go on; only what is this shard's own can be mended by another one."""
+        self._outbox.put(Fatal(str(error), hopeless=not isinstance(error, RunFailed | StoreError)))
 
     async def run(self, channel: Channel) -> None:
         """Serve until the driver ends it or the connection does. Raises FrameError. Cancelled: episodes are too."""
@@ -151,7 +151,7 @@ class ShardRunner:
         except Unplayed as unplayed:
             self._outbox.put(NotPlayed(key, attempt, unplayed.failure, bytes(unplayed.buffer.data)))
         except RolloutError as error:
-            self.fail(str(error))
+            self.fail(error)
         else:
             self._outbox.put(Played(trajectory))
         del self._episodes[key]

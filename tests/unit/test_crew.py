@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator.errors import RunFailed
+from orchestrator.events import ShardEnded, ShardStarted
 from orchestrator.playing import Unplayed
 from orchestrator.records import EpisodeBuffer, header
 from orchestrator.shards import crew as crews
 from orchestrator.shards.crew import Crew
 from orchestrator.shards.messages import (
+    Fatal,
     Held,
     Launch,
     Message,
@@ -39,6 +41,8 @@ from orchestrator.types import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from orchestrator.events import Event
+
 HEAD = header("toy", "0" * 16)
 KEY = EpisodeKey("toy_0", 0, 0)
 OTHER = EpisodeKey("toy_1", 0, 0)
@@ -55,6 +59,10 @@ def buffer(turns: int = 0) -> EpisodeBuffer:
 
 def trajectory(key: EpisodeKey = KEY, attempt: int = 0) -> Trajectory:
     return Trajectory(key, attempt, Outcome.COMPLETED, StopReason.DONE, 1.0, 1, bytes(buffer(1).data))
+
+
+def ignore(event: Event) -> None:
+    """Nobody listens."""
 
 
 class Shard:
@@ -86,7 +94,7 @@ class Shard:
 
 @pytest.fixture
 def crew() -> Crew:
-    return Crew(2, HEAD, lambda toolsets: None, journalled=True)
+    return Crew(2, HEAD, lambda toolsets: None, emit=ignore, journalled=True)
 
 
 async def ready(crew: Crew, slot: int) -> Shard:
@@ -102,7 +110,7 @@ async def launched(crew: Crew, shard: Shard, key: EpisodeKey = KEY) -> asyncio.T
 
 
 async def test_an_episode_is_launched_and_its_trajectory_settled_where_it_was_played() -> None:
-    crew = Crew(2, HEAD, lambda toolsets: None, journalled=True)
+    crew = Crew(2, HEAD, lambda toolsets: None, emit=ignore, journalled=True)
     one, two = await ready(crew, 0), await ready(crew, 1)
     playing = await launched(crew, one)
     other = await launched(crew, two, OTHER)  # the less busy one
@@ -119,7 +127,7 @@ async def test_an_episode_is_launched_and_its_trajectory_settled_where_it_was_pl
 
 async def test_tools_and_standing_are_taken_over() -> None:
     tools: dict[str, bytes] = {}
-    crew = Crew(1, HEAD, lambda toolsets: tools.update(toolsets), journalled=True)
+    crew = Crew(1, HEAD, lambda toolsets: tools.update(toolsets), emit=ignore, journalled=True)
     shard = await ready(crew, 0)
     await shard.say(Tools("d", b"[]"), Standing(3, 1.5, 2.5))
     assert tools == {"d": b"[]"}
@@ -149,7 +157,114 @@ async def test_a_dead_shard_s_episode_goes_on_from_its_successor_s_journal(crew:
     await successor.die()
 
 
-async def test_what_the_successor_does_not_know_begins_anew(crew: Crew) -> None:
+async def test_of_two_that_died_together_one_may_have_found_what_both_had_recorded(crew: Crew) -> None:
+    one, two = await ready(crew, 0), await ready(crew, 1)
+    first, second = await launched(crew, one), await launched(crew, two, OTHER)
+    await one.die()
+    await two.die()
+    heir, empty = Shard(crew, 0), Shard(crew, 1)
+    await empty.say(Ready("node"))
+    assert not first.done()
+    assert not second.done()
+    await heir.say(Held(KEY, 0, bytes(buffer(3).data)), Held(OTHER, 0, bytes(buffer(4).data)), Ready("node"))
+    for playing, turn in ((first, 3), (second, 4)):
+        with pytest.raises(Unplayed) as unplayed:
+            await playing
+        assert (unplayed.value.failure.retryable, unplayed.value.buffer.turn) == (True, turn)
+    assert crew.statistics().attempts_lost == 0
+    for shard in (heir, empty):
+        await shard.die()
+
+
+async def test_a_second_death_has_a_patience_of_its_own(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "ORPHANED_S", 0.02)
+    dead = await ready(crew, 0)
+    playing = await launched(crew, dead)
+    await dead.die()
+    again = Shard(crew, 0)
+    await again.say(Held(KEY, 0, bytes(buffer(1).data)), Ready("node"))
+    with pytest.raises(Unplayed):
+        await playing
+    playing = asyncio.create_task(crew.play(KEY, 0, buffer(1)))
+    await again.told.get()
+    monkeypatch.setattr(crews, "ORPHANED_S", 60.0)
+    await again.die()
+    await asyncio.sleep(0.04)  # the first one's patience has ended by now
+    assert not playing.done()
+    last = Shard(crew, 0)
+    await last.say(Held(KEY, 0, bytes(buffer(2).data)))
+    with pytest.raises(Unplayed) as unplayed:
+        await playing
+    assert unplayed.value.buffer.turn == 2
+    await last.die()
+
+
+async def test_what_a_dead_shard_s_journal_holds_of_durable_episodes_is_settled_at_once(crew: Crew) -> None:
+    dead = await ready(crew, 0)
+    playing = await launched(crew, dead)
+    await dead.say(Played(trajectory()))
+    await playing
+    crew.stored([KEY])
+    await dead.die()
+    successor = Shard(crew, 0)
+    await successor.say(Held(KEY, 0, bytes(buffer(3).data)), Ready("node"))
+    assert await successor.told.get() == Settled([KEY])
+    await successor.die()
+
+
+async def test_a_shard_that_is_quiet_gets_nothing_new_while_another_speaks(crew: Crew) -> None:
+    quiet, speaks = await ready(crew, 0), await ready(crew, 1)
+    quiet.link.heard -= crews.QUIET_S + 1
+    playing = [await launched(crew, speaks, EpisodeKey("toy_0", 0, sample)) for sample in range(3)]
+    await speaks.die()
+    playing.append(await launched(crew, quiet, OTHER))  # the only one
+    await quiet.die()
+    crew.fail("over")
+    for task in playing:
+        with pytest.raises(RunFailed):
+            await task
+
+
+async def test_what_no_shard_can_mend_ends_the_run(crew: Crew) -> None:
+    one, two = await ready(crew, 0), await ready(crew, 1)
+    first, second = await launched(crew, one), await launched(crew, two, OTHER)
+    await one.say(Fatal("the policy is in use already", hopeless=True))
+    for playing in (first, second):
+        with pytest.raises(RunFailed, match="in use already"):
+            await playing
+    await two.die()
+
+
+async def test_what_is_a_shard_s_own_is_mended_by_another(crew: Crew) -> None:
+    one, two = await ready(crew, 0), await ready(crew, 1)
+    first = await launched(crew, one)
+    await one.say(Fatal("no sandbox can be started", hopeless=False))
+    assert not first.done()
+    successor = await ready(crew, 0)
+    with pytest.raises(Unplayed):
+        await first
+    for shard in (two, successor):
+        await shard.die()
+
+
+async def test_who_listens_hears_of_shards_that_come_and_go_before_the_end() -> None:
+    heard: list[object] = []
+    crew = Crew(1, HEAD, lambda toolsets: None, emit=heard.append, journalled=True)
+    one = await ready(crew, 0)
+    playing = await launched(crew, one)
+    await one.die()
+    two = await ready(crew, 0)
+    crew.end(complete=False)
+    await two.die()
+    closed = Failure(FailureKind.SHARD_LOST, "shard", "shard 0 closed its connection")
+    assert heard == [ShardStarted(0, "node"), ShardEnded(0, closed, 1), ShardStarted(0, "node")]
+    assert crew.statistics().lost == 1
+    with pytest.raises(Unplayed):
+        await playing
+
+
+async def test_what_the_successor_does_not_know_begins_anew() -> None:
+    crew = Crew(1, HEAD, lambda toolsets: None, emit=ignore, journalled=True)
     dead = await ready(crew, 0)
     playing = await launched(crew, dead)
     await dead.die()
@@ -166,7 +281,7 @@ async def test_without_a_successor_it_begins_anew_after_a_while(
     journalled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(crews, "ORPHANED_S", 0.05)
-    crew = Crew(2, HEAD, lambda toolsets: None, journalled=journalled)
+    crew = Crew(2, HEAD, lambda toolsets: None, emit=ignore, journalled=journalled)
     dead = await ready(crew, 0)
     playing = await launched(crew, dead)
     await dead.die()
@@ -175,7 +290,8 @@ async def test_without_a_successor_it_begins_anew_after_a_while(
     assert crew.statistics().attempts_lost == 1
 
 
-async def test_a_dead_shard_commits_nothing(crew: Crew) -> None:
+async def test_a_dead_shard_commits_nothing() -> None:
+    crew = Crew(1, HEAD, lambda toolsets: None, emit=ignore, journalled=True)
     late = await ready(crew, 0)
     playing = await launched(crew, late)
     crew.lose(late.link, Failure(FailureKind.SHARD_LOST, "shard", "it has said nothing for long"))

@@ -45,7 +45,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(NotPlayed, keys, count, failures, st.binary(max_size=50)),
     st.builds(Tools, text, st.binary(max_size=50)),
     st.builds(Standing, count, seconds, seconds),
-    st.builds(Fatal, text),
+    st.builds(Fatal, text, st.booleans()),
 )
 
 

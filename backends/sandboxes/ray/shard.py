@@ -17,7 +17,7 @@ import secrets
 import shutil
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import aiohttp
 import orjson
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from orchestrator.protocols import Backend, Policy, Sandbox
     from orchestrator.shards import ShardJob
     from orchestrator.types import EpisodeKey
+
+HELD_S: Final = 8.0
+"""How long a shard waits for its predecessor, which hangs and is being killed, to let go of its journal."""
+HELD_LOOKS: Final = 40
 
 log = logging.getLogger(__name__)
 
@@ -172,8 +176,12 @@ class _Shard:
         """A folder of this shard's own, and what this machine's dead shards of the run have left."""
         if not self._job.durable_steps:
             return Taken(home() / "shards", [], {})
-        locks = self._stack.enter_context(ExitStack())
-        return await asyncio.to_thread(take, home() / "shards" / self._job.run, self._slot, locks)
+        locks, parent = self._stack.enter_context(ExitStack()), home() / "shards" / self._job.run
+        for _ in range(HELD_LOOKS):
+            if not await asyncio.to_thread(held, parent / str(self._slot)):
+                break
+            await asyncio.sleep(HELD_S / HELD_LOOKS)
+        return await asyncio.to_thread(take, parent, self._slot, locks)
 
     async def _start_journal(self, taken: Taken) -> Journal | None:
         if not self._job.durable_steps:
@@ -207,7 +215,7 @@ class _Shard:
 
     def _journal_failed(self, error: RolloutError) -> None:
         if self._runner is not None:
-            self._runner.fail(str(error))
+            self._runner.fail(error)
 
     async def _keep_told(self, runner: ShardRunner, pool: Pool) -> None:
         while True:
@@ -241,18 +249,24 @@ def take(parent: Path, slot: int, locks: ExitStack) -> Taken:
     """Lock a folder for a shard, and every folder of the run that nobody alive holds. Blocks on the disk."""
     parent.mkdir(parents=True, exist_ok=True)
     free = [folder for folder in sorted(parent.iterdir()) if folder.is_dir() and _lock(folder, locks)]
-    held: dict[EpisodeKey, tuple[int, bytes]] = {}
+    found: dict[EpisodeKey, tuple[int, bytes]] = {}
     for folder in free:
         for key, (attempt, data) in Journal.load(folder).items():
-            if key not in held or (held[key][0], len(held[key][1])) < (attempt, len(data)):
-                held[key] = attempt, data
+            if key not in found or (found[key][0], len(found[key][1])) < (attempt, len(data)):
+                found[key] = attempt, data
     own = parent / str(slot)
     if own not in free:
         if own.exists():  # a shard that hangs still has it
             own = parent / f"{slot}-{secrets.token_hex(4)}"
         _lock(own, locks)
         own.mkdir(exist_ok=True)
-    return Taken(own, [folder for folder in free if folder != own], held)
+    return Taken(own, [folder for folder in free if folder != own], found)
+
+
+def held(folder: Path) -> bool:
+    """Whether somebody alive has a shard's folder."""
+    with ExitStack() as locks:
+        return folder.exists() and not _lock(folder, locks)
 
 
 def _lock(folder: Path, locks: ExitStack) -> bool:

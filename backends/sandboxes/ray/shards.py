@@ -20,6 +20,7 @@ from backends.sandboxes.listener import Listener, Tcp
 from backends.sandboxes.ray.cluster import RayOptions, connection, module, own_address, told
 from backends.sandboxes.ray.shard import Packed, ShardHost, SocketChannel
 from orchestrator.errors import RunFailed, SandboxError, UsageError
+from orchestrator.events import ShardWaits
 from orchestrator.shards import Crew
 from orchestrator.shards.messages import MAX_FRAME
 from orchestrator.types import Failure, FailureKind
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from backends.server.wire import Hello
+    from orchestrator import events
     from orchestrator.protocols import Backend, Policy
     from orchestrator.shards import ShardJob, ShardLink
 
@@ -40,6 +42,8 @@ START_S: Final = 60.0
 STARTS_BEFORE_GIVING_UP: Final = 4
 """Failed starts in a row, with no shard alive, after which the run cannot go on."""
 PAUSE_S: Final = 1.0
+WAITS_S: Final = 5.0
+"""A node that has not been found for so long is spoken of."""
 SWEEP_S: Final = 1.0
 _PROJECT: Final = frozenset({"orchestrator", "backends", "policies", "bench"})
 END_S: Final = 10.0
@@ -99,17 +103,19 @@ class RayShards:
             self._policy = _pickled(ray.cloudpickle, "policy", policy)
 
     @asynccontextmanager
-    async def crew(self, job: ShardJob, absorb: Callable[[Mapping[str, bytes]], None]) -> AsyncIterator[Crew]:
+    async def crew(
+        self, job: ShardJob, absorb: Callable[[Mapping[str, bytes]], None], emit: events.Listener
+    ) -> AsyncIterator[Crew]:
         """See `Shards.crew`."""
         async with AsyncExitStack() as stack:
             ray = module()
             host = self._host if self._host is not None else await asyncio.to_thread(own_address, ray)
             listener = await stack.enter_async_context(Listener(Tcp(host, self._port, self._insecure, MAX_FRAME)))
-            crew = Crew(self._count, job.settings.header, absorb, journalled=job.durable_steps)
+            crew = Crew(self._count, job.settings.header, absorb, journalled=job.durable_steps, emit=emit)
             packed = Packed(job, self._backend, self._policy)
-            slots = [_Slot(ray, self._options, listener, crew, packed, number) for number in range(self._count)]
+            slots = [_Slot(ray, self._options, listener, crew, packed, number, emit) for number in range(self._count)]
             tasks = [asyncio.create_task(slot.keep(), name=f"shard-{slot.number}") for slot in slots]
-            tasks.append(asyncio.create_task(_sweep(crew), name="shard-sweep"))
+            tasks.append(asyncio.create_task(_sweep(crew, slots), name="shard-sweep"))
             for task in tasks:
                 task.add_done_callback(partial(_notice, crew))
             try:
@@ -126,7 +132,14 @@ class _Slot:
     """One shard's place: keeps an actor in it."""
 
     def __init__(
-        self, ray: ModuleType, options: RayOptions, listener: Listener, crew: Crew, packed: Packed, number: int
+        self,
+        ray: ModuleType,
+        options: RayOptions,
+        listener: Listener,
+        crew: Crew,
+        packed: Packed,
+        number: int,
+        emit: events.Listener,
     ) -> None:
         self.number = number
         self.actor: Any = None
@@ -138,6 +151,9 @@ class _Slot:
         self._listener = listener
         self._crew = crew
         self._packed = packed
+        self._emit = emit
+        self._wanted = ""
+        """What has been said of a node that is waited for."""
         self._lives = 0
 
     async def keep(self) -> None:
@@ -149,7 +165,7 @@ class _Slot:
                 failures = 0
             except (SandboxError, RunFailed, TimeoutError, self._ray.exceptions.RayError) as error:
                 failures += 1
-                log.warning("shard %d did not start: %s", self.number, error)
+                self._emit(ShardWaits(self.number, f"it did not start: {told(error)}"))
                 if failures >= STARTS_BEFORE_GIVING_UP and self._crew.statistics().live == 0:
                     self._crew.fail(f"no shard can be started: {told(error)}")
                     return
@@ -167,7 +183,7 @@ class _Slot:
         self._lives += 1
         name = f"{self._packed.job.run}/shard-{self.number}-{self._packed.job.run_epoch}-{self._lives}"
         self.actor = await asyncio.to_thread(self._place, name)
-        incarnation: str = await self.actor.ready.remote()  # as long as it takes: a node may join
+        incarnation = await self._taken(self.actor)
         async with asyncio.timeout(START_S):
             token: str = await self.actor.token.remote(incarnation)
             arrived = self._listener.expect(token, self._arrive)
@@ -188,6 +204,20 @@ class _Slot:
             await asyncio.wait({ended}, timeout=END_S)  # it ends its sandboxes
         finally:
             ended.cancel()
+
+    async def _taken(self, actor: Any) -> str:
+        """Once a node has taken the actor: its incarnation. As long as it takes: a node may join. Raises RayError."""
+        ready = asyncio.create_task(_answer(actor.ready.remote()), name=f"shard-{self.number}-ready")
+        try:
+            while not (await asyncio.wait({ready}, timeout=WAITS_S))[0]:
+                wanted = await asyncio.to_thread(self._options.wanted, self._ray)
+                if wanted != self._wanted:
+                    self._wanted = wanted
+                    self._emit(ShardWaits(self.number, f"it waits for a node: {wanted}"))
+            incarnation: str = ready.result()
+            return incarnation
+        finally:
+            ready.cancel()
 
     def _place(self, name: str) -> Any:
         """Ask for an actor: blocks on the cluster's store of names."""
@@ -221,13 +251,14 @@ def _notice(crew: Crew, task: asyncio.Task[None]) -> None:
         crew.fail(f"{task.get_name()} ended: {error}")
 
 
-async def _sweep(crew: Crew) -> None:
-    """End shards that hang: they are connected, and say nothing."""
+async def _sweep(crew: Crew, slots: Sequence[_Slot]) -> None:
+    """End shards that hang: they are connected, and say nothing. Their successors take over what they have recorded."""
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(SWEEP_S)
         for link in crew.silent(loop.time()):
             crew.lose(link, Failure(FailureKind.SHARD_LOST, "shard", f"shard {link.slot} has said nothing for long"))
+            slots[link.slot].kill()
 
 
 async def _ended(slots: Sequence[_Slot]) -> None:
