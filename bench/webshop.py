@@ -20,12 +20,10 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
 from backends.environments.catalog import find, stage
 from backends.environments.install import install
 from bench.values import Report
-from orchestrator.errors import RunFailed
+from bench.workers import row_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,10 +32,8 @@ if TYPE_CHECKING:
     from bench.values import Row, Say, Sizes
 
 GOALS: Final = 2000
-DEADLINE_S: Final = 600.0
 SCRIPT: Final = Path(__file__).with_name("webshop_inside.py")
 BESIDE: Final = Path(__file__).parents[2] / "shared" / "data" / "webshop"
-_TAIL: Final = 2000
 
 
 async def webshop(sizes: Sizes, work: Path, say: Say) -> Report:
@@ -66,30 +62,12 @@ def _catalogue(spec: EnvironmentSpec) -> Path | None:
 async def _measure(python: Path, staged: Path, source: Path | None, goals: int, work: Path) -> Row:
     """Run the script on the environment's interpreter. Cancelled: it is killed."""
     environ = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(staged), "PYTHONDONTWRITEBYTECODE": "1"}
-    process = await asyncio.create_subprocess_exec(
-        str(python),
-        str(SCRIPT),
-        str(goals),
+    return await row_of(
+        (str(python), str(SCRIPT), str(goals)),
+        "the measurement of WebShop",
         cwd=work,
         env=environ if source is None else environ | {"ROLLOUT_DATA": str(source)},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
     )
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            output, errors = await process.communicate()
-    except TimeoutError:
-        raise RunFailed(f"the measurement took more than {DEADLINE_S:g} s; use fewer --episodes") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        said = errors.decode(errors="replace").strip()[-_TAIL:]
-        raise RunFailed(f"the measurement ended with status {process.returncode}:\n{said}")
-    row: Row = orjson.loads(output)
-    return row
 
 
 def _figures(name: str, times: Sequence[float]) -> dict[str, Any]:

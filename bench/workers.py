@@ -15,7 +15,8 @@ import orjson
 from orchestrator.errors import RunFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
 
     from bench.values import Row
 
@@ -38,12 +39,25 @@ async def work(module: str, *, deadline_s: float = DEADLINE_S, **arguments: obje
 
     Cancelled: the worker is killed, and its sandboxes die with it.
     """
+    given = orjson.dumps(arguments).decode()
+    # -P: a folder named like one of our packages in the working directory must not take its place.
+    command = (sys.executable, "-P", "-m", module, given)
+    return await row_of(command, f"{module} ({given})", deadline_s=deadline_s)
+
+
+async def row_of(
+    command: Sequence[str],
+    what: str,
+    *,
+    deadline_s: float = DEADLINE_S,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Row:
+    """Run a program whose last line of output is a row. `what` names it in RunFailed. Cancelled: it is killed."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",  # a folder named like one of our packages in the working directory must not take its place
-        "-m",
-        module,
-        orjson.dumps(arguments).decode(),
+        *command,
+        cwd=cwd,
+        env=env,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -52,13 +66,13 @@ async def work(module: str, *, deadline_s: float = DEADLINE_S, **arguments: obje
         async with asyncio.timeout(deadline_s):
             output, errors = await process.communicate()
     except TimeoutError:
-        raise RunFailed(f"{module} did not end within {deadline_s:g} s ({arguments}); use smaller sizes") from None
+        raise RunFailed(f"{what} did not end within {deadline_s:g} s; use smaller sizes") from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode != 0:
         said = errors.decode(errors="replace").strip()[-_TAIL:]
-        raise RunFailed(f"{module} ended with status {process.returncode} ({arguments}):\n{said}")
+        raise RunFailed(f"{what} ended with status {process.returncode}:\n{said}")
     row: Row = orjson.loads(output.splitlines()[-1])
     return row

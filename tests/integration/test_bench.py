@@ -140,7 +140,7 @@ class TestWhenTheThingMeasuredIsBroken:
             asyncio.run(hold_run.measure(out=str(tmp_path), episodes=4, **SMALL))
 
     def test_a_worker_that_fails(self) -> None:
-        with pytest.raises(RunFailed, match=r"bench\.hold_run ended with status 1 [\s\S]*hold at least one"):
+        with pytest.raises(RunFailed, match=r"bench\.hold_run \(.*\) ended with status 1:[\s\S]*hold at least one"):
             asyncio.run(work("bench.hold_run", out="", episodes=0, **SMALL))
 
 
