@@ -303,11 +303,15 @@ class TestDaemon:
         """The run ends with an error that says why; nothing that was done is lost, and a resume goes on."""
         monkeypatch.setattr(module, "DAEMON_BACK_S", 1.0)
 
+        policy = Counted(counting, think_s=0.5)
+
+        async def under_way() -> bool:
+            return len(policy.made) >= 10
+
         async def strike() -> None:
-            await asyncio.sleep(1.5)
+            await until(under_way, "decisions")
             await asyncio.to_thread(private_daemon.stop)
 
-        policy = Counted(counting, think_s=0.5)
         striking = asyncio.create_task(strike(), name="strike")
         common: dict[str, Any] = {"episodes": 100, "concurrency": 10}
         with pytest.raises(RunFailed, match="daemon has been gone"):
