@@ -19,7 +19,7 @@ from ray_head import RAY, free_port, ray_head
 
 from backends.environments.catalog import find
 from backends.trainers.ray import RayQueue, RayWorker
-from backends.trainers.ray.queue import INLINE
+from backends.trainers.ray.keeper import INLINE
 from orchestrator import Run
 from orchestrator.cli.main import app
 

@@ -18,7 +18,7 @@ from runs import until
 
 from backends.sandboxes.ray.cluster import NAMESPACE, actors_of
 from backends.trainers.ray import RayQueue, RayWorker
-from backends.trainers.ray.queue import actor_name
+from backends.trainers.ray.keeper import actor_name
 from orchestrator import Run
 from orchestrator.rundir import RunDirectory
 from orchestrator.store import Claims

@@ -18,8 +18,8 @@ from uuid import uuid4
 
 from backends.sandboxes.ray.cluster import NAMESPACE
 from backends.trainers.ray.host import Asked
+from backends.trainers.ray.keeper import actor_name
 from backends.trainers.ray.leases import Proof
-from backends.trainers.ray.queue import actor_name
 from orchestrator.errors import Unavailable
 
 if TYPE_CHECKING:
