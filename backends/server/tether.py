@@ -79,7 +79,7 @@ class Tether:
 def _loss(status: int) -> EnvironmentFault:
     """What a child's wait status means for its session."""
     if status == NOT_FORKED:
-        message = "the session's process could not be forked: too many processes, or too little memory"
+        message = "the session's process could not be forked: too many processes, too little memory, or no disk"
         return EnvironmentFault(ErrorCode.BUSY, message, retryable=True)
     code = os.waitstatus_to_exitcode(status)
     if code == -signal.SIGKILL:

@@ -13,6 +13,7 @@ Orders and reports are JSON lists over a socket of datagrams in order:
                        ["end", number, grace_s]      the stream is closed already, where the child may end by itself
     zygote to server   ["ready", [notes]] | ["failed", text]
                        ["ended", number, status]     a wait status; -1 where it could not be forked
+                       or have a folder
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import forked
@@ -21,7 +22,6 @@ from orchestrator.types import FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from backends.sandboxes.link import LinkedSandbox
 
@@ -272,3 +272,32 @@ async def test_code_that_would_be_graded_where_it_runs(tmp_path: Path, monkeypat
             await backend.create()
         (log,) = await asyncio.to_thread(lambda: list(tmp_path.glob("*.log")))
         assert "give it a `grade`" in log.read_text(encoding="utf-8")
+
+
+async def test_no_folder_can_be_made() -> None:
+    async with LocalBackend("forked") as backend:
+        sandbox = await backend.create()
+        session, _ = await sandbox.open(spec(TASK))
+        base = Path(await told(session, "home")).parent
+        await asyncio.to_thread(base.rename, base.with_name("away"))
+        for _ in range(2):
+            error = await refused(sandbox.open(spec(TASK)), "a session without a folder")
+            assert (error.failure.kind, error.failure.retryable) == (FailureKind.SANDBOX_START, True)
+            assert "no disk" in error.failure.message
+        assert await told(session, "add 1") == "total 1"
+        await asyncio.to_thread(base.with_name("away").rename, base)
+        await sandbox.open(spec(TASK))
+
+
+async def test_what_an_agent_leaves_does_not_keep_a_backend_from_its_end() -> None:
+    """Folders deeper than Python's stack, in a sandbox that is ended before they could be removed."""
+    dig = "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')"
+    async with LocalBackend("forked") as backend:
+        sandbox = await backend.create()
+        session, _ = await sandbox.open(spec(TASK))
+        home = Path(await told(session, "home"))
+        assert await told(session, f'shell python3 -c "{dig}"') == ""
+        os.kill(_zygote(sandbox.pid), signal.SIGKILL)
+        await backend.destroy(sandbox.id)
+        assert not home.parents[1].exists()
+        assert not list(home.parents[2].glob(".*"))
