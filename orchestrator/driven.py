@@ -149,6 +149,9 @@ class DrivenEpisode:
         while True:
             try:
                 return await (self._alone(stage, call) if suspected else self._call(stage, call))
+            except SandboxRefused:
+                self._refuse_if_closed()  # the session was closed under the call
+                raise
             except SandboxLost as lost:
                 self._refuse_if_closed()
                 losses += 1

@@ -189,6 +189,23 @@ async def test_a_refused_step_is_undone_and_a_refused_grade_costs_nothing() -> N
         episode.close()
 
 
+@pytest.mark.parametrize("answered", [Refuse(FailureKind.PROTOCOL, "unknown_session"), Gone()])
+async def test_who_closes_an_episode_under_a_call_is_told_so(answered: Fault) -> None:
+    """Whichever comes first: what the server says of the closed session, or that nothing is there."""
+    opened: list[DrivenEpisode] = []
+
+    def closed_meanwhile(call: MemoryCall) -> Fault | None:
+        if call.op != "step":
+            return None
+        opened[0].close()
+        return answered
+
+    async with memory(closed_meanwhile) as (_, pool):
+        opened.append(await DrivenEpisode.open(pool, SPEC))
+        with pytest.raises(UsageError, match="released"):
+            await opened[0].step(say("do"))
+
+
 async def test_the_environments_bound() -> None:
     async with memory(max_turns=2) as (_, pool):
         episode = await DrivenEpisode.open(pool, SPEC)
