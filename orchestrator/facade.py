@@ -429,10 +429,7 @@ class Orchestrator:
     async def _open_journal(self, epoch: int, stored: set[EpisodeKey]) -> dict[EpisodeKey, tuple[int, EpisodeBuffer]]:
         """What the journal of the earlier life holds of episodes in flight; and the journal of this one."""
         folder = self._directory.journal
-        loaded = await asyncio.to_thread(Journal.load, folder) if self._resume else {}
-        held = {
-            key: (attempt, EpisodeBuffer.restore(data)) for key, (attempt, data) in loaded.items() if key not in stored
-        }
+        held = await self._journalled(stored)
         if self._durable_steps:
             self._journal = Journal(folder, epoch, on_error=self._store_failed)
             self._stack.push_async_callback(self._journal.close)
@@ -440,10 +437,17 @@ class Orchestrator:
             await self._journal.adopt(held)
         return held
 
+    async def _journalled(self, stored: set[EpisodeKey]) -> dict[EpisodeKey, tuple[int, EpisodeBuffer]]:
+        """What this directory's journal holds of episodes in flight."""
+        loaded = await asyncio.to_thread(Journal.load, self._directory.journal) if self._resume else {}
+        return {
+            key: (attempt, EpisodeBuffer.restore(data)) for key, (attempt, data) in loaded.items() if key not in stored
+        }
+
     async def _open_shards(
         self, shards: Shards, epoch: int, stored: set[EpisodeKey]
     ) -> dict[EpisodeKey, tuple[int, EpisodeBuffer]]:
-        """Start the shards; what their journals hold of episodes in flight."""
+        """Start the shards; what their journals, and that of a life without them, hold of episodes in flight."""
         job = ShardJob(
             run=self._run_id(),
             run_epoch=epoch,
@@ -457,7 +461,12 @@ class Orchestrator:
         self._crew = await self._stack.enter_async_context(shards.crew(job, self._absorb_tools, self._emit))
         self._stack.callback(self._crew_ends)
         self._crew.stored([key for key in self._crew.held if key in stored])
-        return {key: held for key, held in self._crew.held.items() if key not in stored}
+        held = await self._journalled(stored)
+        for key, (attempt, buffer) in self._crew.held.items():
+            known = held.get(key)
+            if key not in stored and (known is None or (known[0], len(known[1].data)) < (attempt, len(buffer.data))):
+                held[key] = attempt, buffer
+        return held
 
     def _crew_ends(self) -> None:
         if self._crew is not None:

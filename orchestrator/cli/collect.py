@@ -79,12 +79,8 @@ def collect(
             "remote, env_service: what replay plays, where the server's data is another release's.",
         ),
     ] = None,
-    shards: Annotated[
-        Count, _option(HOW, "N", "Orchestrators on a Ray cluster, each with local sandboxes on its node.")
-    ] = None,
-    ray_address: Annotated[
-        Text, _option(HOW, "ADDRESS", "ray, shards: the cluster (default: RAY_ADDRESS, or one of our own).")
-    ] = None,
+    shards: options.Shards = None,
+    ray_address: options.RayAddress = None,
     ray_cpus: Annotated[Number, _option(HOW, "N", "ray, shards: CPUs that one is counted as (default 1).")] = None,
     ray_memory_mb: Annotated[Count, _option(HOW, "MIB", "ray: memory that one is counted as.")] = None,
     ray_strategy: Annotated[
@@ -96,9 +92,7 @@ def collect(
     ray_runtime_env: Annotated[
         list[str] | None, _option(HOW, "KEY=JSON", "ray: how nodes come by this package; may be repeated.")
     ] = None,
-    listen: Annotated[
-        Text, _option(HOW, "HOST[:PORT]", "ray, shards, docker over TCP: where sandboxes dial in.")
-    ] = None,
+    listen: options.Listen = None,
     insecure: Annotated[
         bool | None, _option(HOW, None, "ray, shards, docker over TCP: without TLS.", "--insecure")
     ] = None,

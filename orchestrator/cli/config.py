@@ -31,7 +31,7 @@ from orchestrator.errors import UsageError
 from orchestrator.names import unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Solutions = Annotated[str, Field(min_length=1)]
@@ -185,6 +185,10 @@ class Ray(Frozen):
     kind: Literal["ray"]
 
 
+def _none_of_zero(value: object) -> object:
+    return None if value == 0 and not isinstance(value, bool) else value
+
+
 def _named(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
@@ -205,7 +209,7 @@ class RunConfig(Frozen):
     )
     group_size: PositiveInt = 1
     episodes: PositiveInt | None = None
-    shards: PositiveInt | None = None
+    shards: Annotated[PositiveInt | None, BeforeValidator(_none_of_zero)] = None
     """Orchestrators on a Ray cluster that play the episodes, each with sandboxes of its own."""
     ray_address: str | None = Field(default=None, min_length=1)
     """Of the cluster; by default RAY_ADDRESS, or one of this machine's own."""
@@ -264,22 +268,24 @@ def _consistent(config: RunConfig) -> RunConfig:
     """Refuse what would change nothing."""
     if config.split and config.task_id:
         raise UsageError("give --split or --task-id, not both: a task is taken from whichever split has it")
-    if config.shards is not None and not isinstance(config.backend, Local):
-        raise UsageError(
-            "--shards puts whole orchestrators with local sandboxes on the nodes: give --shards or "
-            f"--backend {config.backend.kind}, not both"
-        )
-    if config.shards is None and not isinstance(config.backend, Ray):
-        _dial_in(config)
+    _placed(config, config.model_fields_set)
     if config.max_unacked is not None and config.consumer is None:
         raise UsageError("--max-unacked says how far a consumer may be behind: name it with --consumer")
     return config
 
 
-def _dial_in(config: RunConfig) -> None:
-    """Refuse what is for a Ray cluster; containers of another machine's daemon dial in as its sandboxes do."""
+def _placed(config: RunConfig, names: Collection[str]) -> None:
+    """Refuse two places at once, and, of the options in `names`, what is for a Ray cluster where none is used;
+    containers of another machine's daemon dial in as a cluster's sandboxes do."""
+    if config.shards is not None and not isinstance(config.backend, Local):
+        raise UsageError(
+            "--shards puts whole orchestrators with local sandboxes on the nodes: give --shards or "
+            f"--backend {config.backend.kind}, not both"
+        )
+    if config.shards is not None or isinstance(config.backend, Ray):
+        return
     docker = isinstance(config.backend, Docker) and config.backend.image_protocol == "rollout"
-    if unused := config.model_fields_set & (_RAY - _TCP if docker else _RAY):
+    if unused := (_RAY - _TCP if docker else _RAY).intersection(names):
         name = min(unused)
         too = "" if name not in _TCP else ", and for --backend docker where the daemon is another machine's"
         raise UsageError(f"--{name.replace('_', '-')} is for --backend ray and for --shards{too}")
@@ -288,9 +294,11 @@ def _dial_in(config: RunConfig) -> None:
 def stored(values: Mapping[str, object], given: Mapping[str, object]) -> RunConfig:
     """A stored run's configuration, with the few options that `resume` may change. Raises UsageError."""
     try:
-        return RunConfig.model_validate(_merge(values, given))
+        config = RunConfig.model_validate(_merge(values, given))
     except ValidationError as error:
         raise UsageError("\n".join(Source().explain(one, given, ()) for one in error.errors())) from None
+    _placed(config, given)
+    return config
 
 
 def _merge(values: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:

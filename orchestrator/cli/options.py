@@ -33,6 +33,26 @@ Sandboxes: TypeAlias = Annotated[
 BaseUrl: TypeAlias = Annotated[
     str | None, typer.Option(metavar="URL", help="chat: the endpoint, up to and with /v1.", rich_help_panel=WHO)
 ]
+Shards: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Orchestrators on a Ray cluster, each with local sandboxes on its node (0: here, as without).",
+        rich_help_panel=HOW,
+    ),
+]
+RayAddress: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="ray, shards: the cluster (default: RAY_ADDRESS, or one of our own).",
+        rich_help_panel=HOW,
+    ),
+]
+Listen: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="HOST[:PORT]", help="ray, shards: where the nodes reach this machine.", rich_help_panel=HOW),
+]
 
 
 def given(ctx: typer.Context) -> dict[str, object]:
