@@ -18,6 +18,7 @@ from backends.sandboxes.docker import DockerBackend
 from backends.sandboxes.local import LocalBackend
 from backends.sandboxes.ray import RayBackend, RayOptions, RayShards
 from bench import census
+from bench.crowd import Crowd
 from bench.workers import serve
 from orchestrator import Orchestrator
 from orchestrator.errors import RunFailed
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from orchestrator.shards import Crew, ShardJob
 
 SAMPLE_S: Final = 0.1
+STEPS: Final = 10
+"""Of an episode that a crowd answers: about as many as one of BFCL's has."""
 LIGHT: Final = RayOptions(cpus=0.5)
 """The machine that is measured may have fewer cores than a run has processes."""
 
@@ -47,12 +50,16 @@ async def measure(
     durability: Literal["step", "episode"],
     backend: Literal["local", "docker", "ray"] = "local",
     shards: int | None = None,
+    crowd: int | None = None,
+    row_bytes: int = 0,
 ) -> Row:
-    """Run it and return its row. Ray's parts start a cluster of their own."""
+    """Run it and return its row. Ray's parts start a cluster of their own; a `crowd` of shards plays nothing, and
+    answers with trajectories of `row_bytes`."""
     crew = None if shards is None else _Together(shards, options=LIGHT)
+    mimes = None if crowd is None else Crowd(crowd, steps=STEPS, row_bytes=row_bytes)
     async with Orchestrator(
         backend=_backend(backend),
-        shards=crew,
+        shards=crew or mimes,
         policy=ReplayPolicy(),
         out=Path(out),
         concurrency=concurrency,

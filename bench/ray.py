@@ -10,6 +10,8 @@
 - `queue_rows_per_s`: trajectories of the size that BFCL's have, in groups of 8, from `deliver` in the driver to a
   trainer in another process and back as acknowledgements. `queue_small_rows_per_s`: small ones, in groups of one.
 - `store_rows_per_s`: the same trajectories into the store of a run, durable, outbox included.
+- `crowd_cpu_ratio`: the coordinator's CPU an episode with 100 shards that play nothing (`bench.crowd`), divided by that
+  with one: what many connections cost, because less is said at a time on each.
 - `model`: from these, what saturates first and with how many nodes (`bench.ray_model`), and the same sums for this
   machine beside what was measured on it (`check`).
 
@@ -22,11 +24,12 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from backends.sandboxes.ray.cluster import module
-from bench.ray_model import Costs, machine_rate, paper
+from bench.ray_model import NODES, Costs, machine_rate, paper
 from bench.values import Report
 from bench.workers import work as worker
 from orchestrator.errors import RunFailed
@@ -44,6 +47,7 @@ FULL: Final = 1000
 """Fewer episodes than this ask for a quick look: one round of each."""
 ROUNDS: Final = 4
 SHARD_ROUNDS: Final = 3
+CROWD_ROUNDS: Final = 3
 GROUP: Final = 8
 QUEUED: Final = 8000
 SIDES: Final[dict[str, dict[str, Any]]] = {
@@ -51,6 +55,8 @@ SIDES: Final[dict[str, dict[str, Any]]] = {
     "ray": {"backend": "ray", "sandboxes": 2},
     "one shard": {"shards": 1, "sandboxes": 1},
     "two shards": {"shards": 2, "sandboxes": 1},
+    "crowd of 1": {"crowd": 1, "sandboxes": 1},
+    "crowd": {"crowd": NODES, "sandboxes": 1},
 }
 
 
@@ -65,6 +71,8 @@ async def ray(sizes: Sizes, work: Path, say: Say) -> Report:
     for number in range(1 if quick else SHARD_ROUNDS):
         rounds += await _round(number, ("one shard", "two shards"), episodes, work, sizes.seed, say)
     row_bytes = int(median(row["bytes_per_episode"] for row in rounds))
+    for number in range(1 if quick else CROWD_ROUNDS):
+        rounds += await _round(number, ("crowd of 1", "crowd"), episodes, work, sizes.seed, say, row_bytes=row_bytes)
     groups = max(10, min(episodes, QUEUED) // GROUP)
     rounds += await _rows(groups, row_bytes, work, say)
     result = _result(rounds, row_bytes)
@@ -77,12 +85,20 @@ async def ray(sizes: Sizes, work: Path, say: Say) -> Report:
     return Report(result, rounds, settings)
 
 
-async def _round(number: int, sides: tuple[str, str], episodes: int, work: Path, seed: int, say: Say) -> list[Row]:
+async def _round(
+    number: int, sides: tuple[str, str], episodes: int, work: Path, seed: int, say: Say, row_bytes: int = 0
+) -> list[Row]:
     """Both sides once, the order turned around every time."""
     rows: list[Row] = []
     for side in sides if number % 2 else reversed(sides):
         out = work / "run"
-        common: dict[str, Any] = {"split": SPLIT, "concurrency": CONCURRENCY, "seed": seed, "durability": "episode"}
+        common: dict[str, Any] = {
+            "split": SPLIT,
+            "concurrency": CONCURRENCY,
+            "seed": seed,
+            "durability": "episode",
+            "row_bytes": row_bytes,
+        }
         row = await worker("bench.engine_run", out=str(out), episodes=episodes, **common, **SIDES[side])
         size = await asyncio.to_thread(_remove, out)
         rows.append({"side": side, "round": number, "bytes_per_episode": size / episodes, **row})
@@ -129,9 +145,14 @@ def _result(rounds: Sequence[Row], row_bytes: int) -> dict[str, Any]:
         "steps_per_s": {side: median(values(side, "steps_per_s")) for side in SIDES},
         "us_per_episode": used,
     }
-    costs = _costs(result, row_bytes)
-    measured = {"one_shard_per_s": median(values("one shard", "episodes_per_s")), "scaling": scaling}
-    return {**result, "model": {**paper(costs), "check": _check(costs, measured)}}
+    costs, growth = _costs(result, row_bytes), ratio("cpu_us_per_step", "crowd", "crowd of 1")
+    measured = {
+        "one_shard_per_s": median(values("one shard", "episodes_per_s")),
+        "scaling": scaling,
+        "crowd_per_s": median(values("crowd", "episodes_per_s")),
+    }
+    grown = replace(costs, coordinator_us=costs.coordinator_us * growth)
+    return {**result, "crowd_cpu_ratio": growth, "model": {**paper(grown), "check": _check(costs, used, measured)}}
 
 
 def _used(rows: Sequence[Row]) -> dict[str, float]:
@@ -153,11 +174,16 @@ def _costs(result: Mapping[str, Any], row_bytes: int) -> Costs:
     )
 
 
-def _check(costs: Costs, measured: Mapping[str, float]) -> dict[str, Any]:
+def _check(costs: Costs, used: Mapping[str, Mapping[str, float]], measured: Mapping[str, float]) -> dict[str, Any]:
     """The model's sums for this machine beside what was measured on it."""
     cores = len(os.sched_getaffinity(0))
     one, two = (machine_rate(costs, shards, cores) for shards in (1, 2))
-    predicted = {"one_shard_per_s": one, "scaling": two / one}
+    crowd = sum(used["crowd"].values())
+    predicted = {
+        "one_shard_per_s": one,
+        "scaling": two / one,
+        "crowd_per_s": min(1e6 / used["crowd"]["driver"], cores * 1e6 / crowd, costs.store_rows_per_s),
+    }
     return {
         "cores": cores,
         **{name: {"predicted": predicted[name], "measured": found} for name, found in measured.items()},

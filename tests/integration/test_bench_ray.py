@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(240)
 LIMIT_S = 230.0
-SIDES = ["local", "ray", "one shard", "two shards"]
+SIDES = ["local", "ray", "one shard", "two shards", "crowd of 1", "crowd"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +46,14 @@ def test_the_report(tmp_path: Path) -> None:
     assert document["result"] == result
     assert (tmp_path / "bench-results" / "ray.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (tmp_path / "bench-results").iterdir()) == ["ray.json", "ray.png"]
-    for name in ("steps_ratio", "cpu_ratio", "shards_scaling", "shards_cpu_ratio", "queue_rows_per_s"):
+    for name in (
+        "steps_ratio",
+        "cpu_ratio",
+        "shards_scaling",
+        "shards_cpu_ratio",
+        "queue_rows_per_s",
+        "crowd_cpu_ratio",
+    ):
         assert result[name] > 0, name
     used = result["us_per_episode"]
     assert list(used) == list(result["steps_per_s"]) == SIDES
@@ -57,6 +64,8 @@ def test_the_report(tmp_path: Path) -> None:
     model = result["model"]
     assert model["saturates_first"] in model["ceilings_per_s"]
     assert model["ceilings_per_s"]["queue"] == result["queue_rows_per_s"]
+    base = result["us_per_episode"]["one shard"]["driver"]
+    assert model["ceilings_per_s"]["coordinator"] == pytest.approx(1e6 / base / result["crowd_cpu_ratio"])
     assert model["check"]["scaling"]["measured"] == result["shards_scaling"]
     assert "saturates first" in ended.stderr
 
