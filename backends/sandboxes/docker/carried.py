@@ -29,8 +29,8 @@ FOLDER: Final = "/data"
 
 async def carrying(engine: Engine, spec: EnvironmentSpec, image: str, folder: Path, progress: Progress) -> str:
     """The name of an image like `image` with the data of `folder` in it: found, else built. Raises EngineError."""
-    name = f"rollout-{spec.name}-data:{digest_of(folder)}"
-    wanted = f"{digest_of(folder)} {await engine.image_id(image)}"
+    data, below = digest_of(folder), (await engine.image_id(image)).removeprefix("sha256:")
+    name, wanted = f"rollout-{spec.name}-data:{data}-{below[:12]}", f"{data} {below}"
     try:
         found = (await engine.image_labels(name)).get(CARRIES)
     except NotThere:
