@@ -89,6 +89,16 @@ async def test_a_busy_service_is_asked_again_when_it_says(status: int) -> None:
         assert (proxy.calls["create"], proxy.calls["step"]) == (2, 4)
 
 
+async def test_a_service_grades_once_between_two_steps_by_the_same_parameters() -> None:
+    async with plain() as proxy, one_sandbox(proxy.url) as sandbox:
+        session, _ = await sandbox.open(EpisodeSpec("toy_0", 0, 5.0))
+        for calls, words in ((2, "add 1"), (4, "add 1")):
+            await session.step(say(words))
+            for params in (None, {"sparse": True}, {}, {"sparse": True}):
+                await session.evaluate(params)
+            assert proxy.calls["evaluate"] == calls
+
+
 @pytest.mark.parametrize("header", [{}, {"Retry-After": "60"}, {"Retry-After": "no date"}])
 async def test_one_that_says_no_time_or_one_too_late_leaves_it_to_the_retry_policy(header: dict[str, str]) -> None:
     async with plain() as proxy, one_sandbox(proxy.url) as sandbox:

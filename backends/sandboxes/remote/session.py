@@ -1,13 +1,15 @@
 """One episode on a service of AgentScope's protocol: a `Session` over plain HTTP, whose instance the sandbox keeps.
 
 Always true: a call ends with its answer, its time or the sandbox's loss, whichever comes first; the service grades at
-most once between two steps; a released session calls no more.
+most once between two steps by the same parameters; a released session calls no more.
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
 
 from backends.sandboxes.remote.messages import as_text, graded, stepped
 from backends.server.wire import ErrorCode
@@ -26,20 +28,21 @@ T = TypeVar("T")
 class ServiceSession:
     """One instance. Satisfies `orchestrator.protocols.Session`."""
 
-    __slots__ = ("_closed", "_grade", "_lost", "_sandbox", "_timeout_s", "creating", "id")
+    __slots__ = ("_closed", "_grades", "_lost", "_sandbox", "_timeout_s", "creating", "id")
 
     def __init__(self, sandbox: ServiceSandbox, instance: str, timeout_s: float) -> None:
         self._sandbox = sandbox
         self.id = instance
         self._timeout_s = timeout_s
         self._closed = False
-        self._grade: Evaluation | None = None
+        self._grades: dict[bytes, Evaluation] = {}
+        """By parameters, since the last step."""
         self._lost: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         self.creating: asyncio.Task[Observation] | None = None
 
     async def step(self, action: bytes) -> Observation:
         """See `Session.step`."""
-        self._grade = None
+        self._grades.clear()
         return stepped(await self._call("step", {"messages": as_text(action)}))
 
     async def replay(self, actions: Sequence[bytes]) -> list[Observation]:
@@ -48,9 +51,11 @@ class ServiceSession:
 
     async def evaluate(self, params: Mapping[str, object] | None = None) -> Evaluation:
         """See `Session.evaluate`. Asked once between two steps: the service's own grading is not idempotent."""
-        if self._grade is None or self._closed:
-            self._grade = graded(await self._call("evaluate", {"params": dict(params or {})}))
-        return self._grade
+        given = dict(params or {})
+        by = orjson.dumps(given, option=orjson.OPT_SORT_KEYS)
+        if by not in self._grades or self._closed:
+            self._grades[by] = graded(await self._call("evaluate", {"params": given}))
+        return self._grades[by]
 
     async def _call(self, stage: str, body: Mapping[str, Any]) -> Any:
         """A call that ends with the sandbox: its answer, its deadline or the sandbox's loss."""
