@@ -11,6 +11,7 @@ import pytest
 from plain_proxy import HANG, RESET, RESET_AFTER, Answer, Fault, Plain, plain
 
 from backends.sandboxes.remote import RemoteBackend
+from backends.sandboxes.remote.instances import CREATIONS
 from orchestrator import Orchestrator, Run
 from orchestrator.errors import RunFailed, SandboxError, SandboxLost
 from orchestrator.retry import RetryPolicy
@@ -177,6 +178,25 @@ async def test_the_places_of_a_buried_sandboxs_instances_are_free_again() -> Non
             async with asyncio.timeout(5):
                 await (await backend.create()).open(EpisodeSpec("toy_0", 0, 5.0))
             session.close()
+
+
+async def test_a_service_is_asked_for_few_instances_at_a_time() -> None:
+    async with plain() as proxy, one_sandbox(proxy.url) as sandbox:
+        proxy.fault = first("create", HANG, times=8)
+        async with asyncio.TaskGroup() as tasks:
+            opening = [tasks.create_task(_lost_while_opening(sandbox), name="opening") for _ in range(8)]
+            while proxy.calls["create"] < CREATIONS:  # noqa: ASYNC110  # it signals nothing
+                await asyncio.sleep(0.01)
+            await sandbox.tasks("")
+            assert proxy.calls["create"] == CREATIONS
+            await sandbox.bury(Failure(FailureKind.SANDBOX_LOST, "call", "its container was removed"))
+        assert all(task.result() for task in opening)
+
+
+async def _lost_while_opening(sandbox: ServiceSandbox) -> bool:
+    with pytest.raises(SandboxLost):
+        await sandbox.open(EpisodeSpec("toy_0", 0, 5.0))
+    return True
 
 
 async def test_a_run_waits_for_a_service_that_comes_back_and_is_right(tmp_path: Path) -> None:

@@ -439,6 +439,15 @@ async def test_async_boxes_of_one_kind_share_their_sandbox() -> None:
         await second.start()
 
 
+async def test_a_name_is_taken_as_soon_as_it_is_asked_for() -> None:
+    async with AsyncTrainingSandbox(box_type="toy") as box, asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(box.create_instance("toy", "toy_0", "mine"))
+        await asyncio.sleep(0)
+        with pytest.raises(UsageError, match="exists already"):
+            await box.create_instance("toy", "toy_1", "mine")
+        assert (await first)["info"]["task_id"] == "toy_0"
+
+
 async def test_a_cancelled_step_has_not_happened() -> None:
     async with AsyncTrainingSandbox(box_type="toy") as box:
         await box.create_instance("toy", "toy_0", "one")
