@@ -254,6 +254,17 @@ class TestImages:
         assert await self.ensured(engine) == image_name(self.SPEC)
         assert (engine.pulled, built) == ([], [image_name(self.SPEC)])
 
+    async def test_none_is_built_for_a_machine_of_another_kind(self) -> None:
+        class Other(FakeEngine):
+            remote, url = True, "tcp://far.example"
+
+            async def info(self) -> dict[str, str]:
+                return {"Architecture": "s390x"}
+
+        says = "daemon at tcp://far.example is s390x .*`rollout image build toy` on that machine"
+        with pytest.raises(Unavailable, match=says):
+            await self.ensured(Other({}))
+
     async def test_a_named_one_is_pulled_or_else_built(self, built: list[str]) -> None:
         engine = FakeEngine({}, registry={"mine:1": self.RIGHT})
         assert await self.ensured(engine, "mine:1") == "mine:1"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import platform
 import sys
 import tarfile
 from hashlib import blake2b
@@ -104,6 +105,8 @@ async def build(
 
     Raises Unavailable where something it needs cannot be had, EngineError where the build fails.
     """
+    if engine.remote and wheelhouse is None:
+        await _check_architecture(engine, spec)
     digest = await asyncio.to_thread(lambda: spec.digest)
     name = tag or image_name(spec, digest)
     if wheelhouse is not None:
@@ -152,6 +155,15 @@ async def base_image(engine: Engine, progress: Progress) -> str:
     if await _labels(engine, official) is not None or await _pulled(engine, official, progress, within_s=PULL_BASE_S):
         return official
     return await build_base(engine, progress)
+
+
+async def _check_architecture(engine: Engine, spec: EnvironmentSpec) -> None:
+    here, there = platform.machine(), (await engine.info())["Architecture"]
+    if there != here:
+        raise Unavailable(
+            f"the machine of the Docker daemon at {engine.url} is {there} and this one {here}, whose wheels and Python "
+            f"do not run there: run `rollout image build {spec.name}` on that machine, then use it from here"
+        )
 
 
 async def _labels(engine: Engine, image: str) -> Mapping[str, str] | None:
