@@ -1,7 +1,8 @@
-"""A run of the toy environment whose groups go to a Ray queue: `python queue_driver.py OUT ADDRESS QUEUE EPISODES`.
+"""A run of the toy environment whose groups go to a Ray queue: `queue_driver.py OUT ADDRESS QUEUE EPISODES INLINE`.
 
-Goes on with the run where there is one. `python queue_driver.py worker ADDRESS QUEUE LOG` takes groups instead: it
-writes each of them down and never asks for a second.
+Groups longer than INLINE bytes go through the object store. Goes on with the run where there is one.
+`python queue_driver.py worker ADDRESS QUEUE LOG` takes groups instead: it writes each of them down and never asks for a
+second.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from runs import QUICK, counting
 
 from backends.sandboxes.local import LocalBackend
-from backends.trainers.ray import RayQueue, RayWorker
+from backends.trainers.ray import RayQueue, RayWorker, keeper
 from orchestrator import Orchestrator
 from orchestrator.rundir import RunDirectory
 from orchestrator.store import holds_run
@@ -59,8 +60,10 @@ async def hold_one(address: str, queue: str, log: Path) -> None:
 
 
 if __name__ == "__main__":
-    first, address, name, last = sys.argv[1:]
-    if first == "worker":
-        asyncio.run(hold_one(address, name, Path(last)))
+    if sys.argv[1] == "worker":
+        address, name, log = sys.argv[2:]
+        asyncio.run(hold_one(address, name, Path(log)))
     else:
-        asyncio.run(drive(Path(first), RayQueue(name, address=address), int(last)))
+        out, address, name, episodes, inline = sys.argv[1:]
+        keeper.INLINE = int(inline)  # type: ignore[misc]
+        asyncio.run(drive(Path(out), RayQueue(name, address=address), int(episodes)))

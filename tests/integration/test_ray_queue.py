@@ -17,7 +17,7 @@ from queue_driver import drive
 from runs import until
 
 from backends.sandboxes.ray.cluster import NAMESPACE, actors_of
-from backends.trainers.ray import RayQueue, RayWorker
+from backends.trainers.ray import RayQueue, RayWorker, keeper
 from backends.trainers.ray.keeper import actor_name
 from orchestrator import Run
 from orchestrator.rundir import RunDirectory
@@ -105,7 +105,14 @@ async def actor_pid(queue: str) -> int:
     return int(await actor.__ray_call__.remote(lambda host: os.getpid()))
 
 
-async def test_a_death_of_the_actor_costs_nothing(cluster: TwoNodes, tmp_path: Path) -> None:
+INLINE = pytest.mark.parametrize("inline", [keeper.INLINE, 0], ids=["in the call", "in the object store"])
+
+
+@INLINE
+async def test_a_death_of_the_actor_costs_nothing(
+    inline: int, cluster: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "INLINE", inline)
     trainers = [Trainer("mortal", 0.05, limit=limit) for limit in (1, 4)]
     queue = RayQueue("mortal")
     async with asyncio.TaskGroup() as tasks:
@@ -151,10 +158,11 @@ async def test_what_a_dead_worker_had_goes_to_another(cluster: TwoNodes, tmp_pat
     assert trainer.worker.statistics().redelivered == len(again)
 
 
-async def test_a_death_of_the_driver_costs_nothing(cluster: TwoNodes, tmp_path: Path) -> None:
+@INLINE
+async def test_a_death_of_the_driver_costs_nothing(inline: int, cluster: TwoNodes, tmp_path: Path) -> None:
     import ray
 
-    arguments = (tmp_path / "run", cluster.address, "orphaned", 80)
+    arguments = (tmp_path / "run", cluster.address, "orphaned", 80, inline)
     trainers = [Trainer("orphaned", 0.02, limit=limit) for limit in (1, 5)]
     async with asyncio.TaskGroup() as tasks:
         for trainer in trainers:
