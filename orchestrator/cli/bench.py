@@ -31,7 +31,7 @@ def bench(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides every random choice (default 0).")] = 0,
     json: options.Json = False,
 ) -> None:
-    """Measure this machine: what orchestration, containers and a cluster cost, what an episode weighs, what a kill loses."""
+    """Measure this machine: what orchestration, containers and clusters cost, what episodes weigh, what kills lose."""
     import asyncio
 
     from bench.registry import SCENARIOS, conduct
