@@ -34,6 +34,7 @@ from backends.sandboxes.process import (
     kill,
     kill_group,
     labelled,
+    left_behind,
 )
 from backends.sandboxes.tail import Tail
 from backends.server.folders import remove
@@ -134,8 +135,8 @@ class LocalBackend:
         async with AsyncExitStack() as stack:
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             await stack.enter_async_context(self._listener)
-            for stray in await self.owned_by(self._run):  # a dead owner's, from an earlier life of the run
-                await self.destroy(stray)
+            for stray in left_behind(self._run):  # from an earlier life of the run
+                kill(stray)
             stack.push_async_callback(self._destroy_all)
             self._stack = stack.pop_all()
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -19,6 +19,7 @@ import orjson
 from backends.environments.catalog import stage
 from backends.environments.data import VARIABLE as DATA
 from orchestrator.errors import SandboxError, UsageError
+from orchestrator.rundir import Owner
 from orchestrator.types import Failure, FailureKind, RunId
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Program:
         `config` is what it reads from its standard input, see `backends.server.__main__`; the digest is added.
         `tail` is given to it, or given up.
         """
-        arguments = ["-s", "-m", "backends.server", "--environment", self.environment, "--run", run]
+        arguments = ["-s", "-m", "backends.server", "--environment", self.environment]
+        arguments += ["--run", run, "--owner", _owner()]
         arguments += ["--isolation", self.isolation]
         if solutions:
             arguments.append("--with-solutions")
@@ -129,15 +131,39 @@ def kill(leader: int) -> None:
 def labelled(run: RunId) -> list[int]:
     """Process ids of this machine's servers that were started for a run; what one has forked looks like it, and goes
     with it."""
-    found = set()
+    return sorted(_owners(run))
+
+
+def left_behind(run: RunId) -> list[int]:
+    """Those whose owner is dead. Labels alone do not tell: several processes may work for what they call the same."""
+    return sorted(pid for pid, owner in _owners(run).items() if not owner.alive())
+
+
+def _owners(run: RunId) -> dict[int, Owner]:
+    """pid -> who started it, as the server's command line says."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-        if b"backends.server" in words and (b"--run", run.encode()) in pairwise(words):
-            found.add(int(path.parent.name))
-    return sorted(pid for pid in found if len(found) == 1 or _parent(pid) not in found)
+        given = dict(pairwise(words)) if b"backends.server" in words else {}
+        if given.get(b"--run") == run.encode():
+            found[int(path.parent.name)] = _read_owner(given.get(b"--owner", b"").decode())
+    return {pid: owner for pid, owner in found.items() if len(found) == 1 or _parent(pid) not in found}
+
+
+def _owner() -> str:
+    """This process, as one word of a command line."""
+    return ":".join(map(str, astuple(Owner.current())))
+
+
+def _read_owner(word: str) -> Owner:
+    match word.split(":"):
+        case [boot, pid, start] if pid.isdecimal() and start.isdecimal():
+            return Owner(boot, int(pid), int(start))
+        case _:
+            return Owner("", 0, 0)
 
 
 def describe(code: int) -> str:

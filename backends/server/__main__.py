@@ -47,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m backends.server")
     parser.add_argument("--environment", required=True)
     parser.add_argument("--run", default="", help="label: the run that owns this server")
+    parser.add_argument("--owner", default="", help="label: the process that owns this server")
     parser.add_argument("--with-solutions", action="store_true", help="answer for known solutions (replay only)")
     parser.add_argument("--isolation", choices=("shared", "process"), default="shared", help="the environment's own")
     arguments = parser.parse_args()
