@@ -32,6 +32,7 @@ from orchestrator.shards.messages import (
     encode,
     weight,
 )
+from orchestrator.types import Failure, FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -95,6 +96,8 @@ class ShardRunner:
         self._episodes: dict[EpisodeKey, asyncio.Task[None]] = {}
         self._outbox = Outbox()
         self._tasks: asyncio.TaskGroup | None = None
+        self._leaving: str | None = None
+        """Why, once it has begun to."""
         self.complete = False
         """Whether the driver has said that the whole run is durable."""
 
@@ -110,6 +113,15 @@ class ShardRunner:
     def fail(self, error: RolloutError) -> None:
         """Tell the driver that this shard cannot go on; only what is this shard's own can be mended by another one."""
         self._outbox.put(Fatal(str(error), hopeless=not isinstance(error, RunFailed | StoreError)))
+
+    async def leave(self, why: str) -> None:
+        """Stop, and give back what is under way as it stands: another shard goes on with it, and repeats nothing."""
+        self._leaving = why
+        for episode in self._episodes.values():
+            episode.cancel()
+        if self._episodes:
+            await asyncio.wait(self._episodes.values())
+        self._outbox.put(Fatal(why, hopeless=False))
 
     async def run(self, channel: Channel) -> None:
         """Serve until the driver ends it or the connection does. Raises FrameError. Cancelled: episodes are too."""
@@ -146,10 +158,18 @@ class ShardRunner:
 
     async def _play(self, launch: Launch) -> None:
         key, attempt, data = launch
+        buffer = EpisodeBuffer.restore(data)
         try:
-            trajectory = await self._player.play(key, attempt, EpisodeBuffer.restore(data))
+            if self._leaving is not None:
+                raise asyncio.CancelledError
+            trajectory = await self._player.play(key, attempt, buffer)
         except Unplayed as unplayed:
             self._outbox.put(NotPlayed(key, attempt, unplayed.failure, bytes(unplayed.buffer.data)))
+        except asyncio.CancelledError:
+            if self._leaving is not None:
+                failure = Failure(FailureKind.SHARD_LOST, "shard", self._leaving, retryable=True)
+                self._outbox.put(NotPlayed(key, attempt, failure, bytes(buffer.data)))
+            raise
         except RolloutError as error:
             self.fail(error)
         else:

@@ -77,10 +77,12 @@ def repeated(log: Path) -> tuple[int, int]:
     return again, guilty
 
 
-def orchestrator(out: Path, log: Path, address: str, how: str, think_s: float = 0.05, **options: Any) -> Orchestrator:
-    """`how`: `shards` (two of them), or `sandboxes` (four, on actors)."""
-    shards = RayShards(2, address=address, options=LIGHT) if how == "shards" else None
-    backend = LocalBackend("toy") if shards else RayBackend("toy", address=address, options=LIGHT)
+def orchestrator(
+    out: Path, log: Path, address: str, how: str, think_s: float = 0.05, place: RayOptions = LIGHT, **options: Any
+) -> Orchestrator:
+    """`how`: `shards` (two of them), or `sandboxes` (four, on actors), each in a `place`."""
+    shards = RayShards(2, address=address, options=place) if how == "shards" else None
+    backend = LocalBackend("toy") if shards else RayBackend("toy", address=address, options=place)
     return Orchestrator(
         backend=backend,
         policy=Noting(log, think_s),

@@ -20,17 +20,20 @@ from backends.sandboxes.local import LocalBackend
 from backends.sandboxes.private import sweep
 from backends.sandboxes.ray import RayBackend, RayOptions, RayShards
 from orchestrator import Orchestrator
+from orchestrator.events import SandboxEnded, ShardEnded
 from orchestrator.testing.leaks import processes
 from policies.agents.replay import ReplayPolicy
 
 if TYPE_CHECKING:
     from ray_cluster import TwoNodes
 
+    from orchestrator.events import Event
     from orchestrator.summary import Summary
 
 pytestmark = pytest.mark.timeout(300)
 EPISODES = 500
 KILLS = int(os.environ.get("ROLLOUT_RAY_KILLS", "3"))
+NODE_KILLS = int(os.environ.get("ROLLOUT_RAY_KILLS", "1"))
 
 
 @pytest.mark.parametrize("how", ["sandboxes", "shards"])
@@ -87,18 +90,44 @@ async def test_actors_are_killed_and_no_model_call_is_repeated(
 
 
 @pytest.mark.parametrize("how", ["sandboxes", "shards"])
-async def test_a_node_is_killed_and_another_one_joins(cluster: TwoNodes, how: str, tmp_path: Path) -> None:
-    log, kills = tmp_path / "log", list[float]()
-    lost = cluster.node()  # Ray wants the main thread
-    async with orchestrator(tmp_path / "run", log, cluster.address, how, 0.1) as run:
+async def test_nodes_are_killed_and_others_join(cluster: TwoNodes, how: str, tmp_path: Path) -> None:
+    """Half of the shards, or of the sandboxes, at a time."""
+    log, losses, noticed = tmp_path / "log", list[float](), list[float]()
+    place = RayOptions(cpus=0.1, resources={f"{how}-killed": 1 if how == "shards" else 0.5})
+    there = {"resources": {f"{how}-killed": 1}}
+    nodes = [cluster.node(**there), cluster.node(**there)]  # Ray wants the main thread
+
+    def hear(event: Event) -> None:
+        if isinstance(event, ShardEnded | SandboxEnded):
+            losses.append(time.monotonic())
+
+    think_s = 0.1 + 0.25 * (NODE_KILLS - 1)
+    async with orchestrator(tmp_path / "run", log, cluster.address, how, think_s, place, listener=hear) as run:
         running = asyncio.create_task(run.run(episodes=EPISODES, group_size=2))
-        await asyncio.sleep(2.0)
-        kills.append(time.time())
-        cluster.cluster.remove_node(lost, allow_graceful=False)
-        joined = cluster.node()
+
+        async def all_there() -> bool:
+            return run.progress().running > 0 and run.progress().sandboxes_live == (2 if how == "shards" else 4)
+
+        for _ in range(NODE_KILLS):
+            await until(all_there, "all to be there", 60)
+            await asyncio.sleep(1.0)
+            losses.clear()
+            killed = time.monotonic()
+            nodes[0].all_processes["raylet"][0].process.kill()
+            await until(lambda: asyncio.sleep(0, bool(losses)), "the death of a node", 10)
+            noticed.append(losses[0] - killed)
+            cluster.cluster.remove_node(nodes.pop(0), allow_graceful=False)
+            nodes.append(cluster.node(**there))
         summary = await running
     right(summary, log)
-    cluster.cluster.remove_node(joined)
+    assert max(noticed) < 5
+    sys.stdout.write(  # with pytest -s
+        f"{NODE_KILLS} nodes killed under {how}: noticed within {max(noticed):.2f} s, "
+        f"{summary.recovered_episodes} recovered, "
+        f"{summary.attempts_lost} attempts lost, {summary.duplicates} duplicates, decisions again {repeated(log)}\n"
+    )
+    for node in nodes:
+        cluster.cluster.remove_node(node, allow_graceful=False)
     await asyncio.to_thread(sweep)  # what the killed left, as whoever starts sandboxes next does
 
 
@@ -154,5 +183,5 @@ async def test_a_node_that_joins_takes_work_within_ten_seconds(cluster: TwoNodes
         made.cancel()
         await running
     for node in (first, second):
-        cluster.cluster.remove_node(node)
+        cluster.cluster.remove_node(node, allow_graceful=False)
     await asyncio.to_thread(sweep)

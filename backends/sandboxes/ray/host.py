@@ -2,7 +2,8 @@
 
 Runs in a worker process of Ray's. Owns the server's process and its private directory. Always true: the token is made
 here, and never an argument of a call; the server lives as long as this actor at most, by the end of a pipe and the
-death of its parent; an actor is one incarnation, and one that is not the one that was prepared answers nothing.
+death of its parent; an actor is one incarnation, and one that is not the one that was prepared answers nothing; an
+actor ends with its node.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from backends.environments.catalog import find
 from backends.environments.install import install
 from backends.sandboxes.private import private_directory
 from backends.sandboxes.process import Program, cpu_of, end_of, kill_group
+from backends.sandboxes.ray.node import gone
 from orchestrator.errors import RolloutError, UsageError
 from orchestrator.types import RunId
 
@@ -60,10 +62,20 @@ class SandboxHost:
         self._process: asyncio.subprocess.Process | None = None
         self._folder: Path | None = None
         self._stack = ExitStack()
+        self._watch: asyncio.Task[None] | None = None
 
     async def ready(self) -> str:
         """Answered once a node has taken the actor: its incarnation."""
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._end_with_node(), name="node")
         return self._incarnation
+
+    async def _end_with_node(self) -> None:
+        await gone()
+        try:
+            await self.stop()
+        finally:
+            os._exit(1)  # Ray, which would be asked to, has gone
 
     async def prepare(self) -> Prepared:
         """Install and stage the environment on this node, where that has not been done."""

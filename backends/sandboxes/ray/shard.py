@@ -15,6 +15,7 @@ import os
 import pickle
 import secrets
 import shutil
+import threading
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -23,6 +24,7 @@ import aiohttp
 import orjson
 
 from backends.environments.catalog import home
+from backends.sandboxes.ray.node import gone
 from backends.server.trust import trusted
 from backends.server.wire import PROTOCOL, Hello
 from orchestrator.episode import EpisodeServices
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from orchestrator.shards import ShardJob
     from orchestrator.types import EpisodeKey
 
+LEAVE_S: Final = 3.0
+"""What a shard whose node has gone gets to give back what is under way, and to end its sandboxes."""
 HELD_S: Final = 8.0
 """How long a shard waits for its predecessor, which hangs and is being killed, to let go of its journal."""
 HELD_LOOKS: Final = 40
@@ -113,11 +117,20 @@ class ShardHost:
     async def _serve(self, url: str, certificate: str | None, node: str) -> str:
         try:
             async with AsyncExitStack() as stack:
-                await _Shard(self._packed, self._slot, node, stack).serve(url, certificate, self._token)
+                shard = _Shard(self._packed, self._slot, node, stack)
+                leaving = asyncio.create_task(_leave_with_node(shard), name="node")
+                stack.callback(leaving.cancel)
+                await shard.serve(url, certificate, self._token)
         except (RolloutError, FrameError, OSError, aiohttp.ClientError) as error:
             log.exception("shard %d ended", self._slot)
             return f"{type(error).__name__}: {error}"
         return "the driver has ended it"
+
+
+async def _leave_with_node(shard: _Shard) -> None:
+    await gone()
+    threading.Timer(LEAVE_S, os._exit, (1,)).start()  # Ray, which would be asked to end this process, has gone
+    await shard.leave("its node has gone")
 
 
 class _Shard:
@@ -156,6 +169,11 @@ class _Shard:
         if runner.complete and journal is not None:
             await journal.close()
             await asyncio.to_thread(_remove, [taken.folder])
+
+    async def leave(self, why: str) -> None:
+        """Give back what is under way, and end."""
+        if self._runner is not None:
+            await self._runner.leave(why)
 
     async def _start_pool(self) -> Pool:
         job = self._job
