@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from runs import until
 from backends.sandboxes.ray.cluster import NAMESPACE
 from backends.trainers.ray import RayQueue, RayWorker, keeper
 from backends.trainers.ray.keeper import INLINE, actor_name
-from orchestrator.errors import RunFailed
+from orchestrator.errors import RunFailed, Unavailable
 from orchestrator.testing.queue import sample_group
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from ray_cluster import TwoNodes
 
+    from backends.trainers.ray.leases import LeaseStatistics
     from orchestrator.types import Group
 
 pytestmark = pytest.mark.timeout(180)
@@ -101,6 +103,16 @@ async def actor_pid(queue: str) -> int:
 class Trainer:
     """A trainer as an actor of the user's own: `async for` on whatever node it is."""
 
+    async def hold_up(self, queue: str, block_s: float) -> list[tuple[int, bool]]:
+        """A step that does not give way to the event loop."""
+        found = []
+        async with RayWorker(queue, lease_s=3.0, limit=3) as worker:
+            async for group in worker:
+                if not found:
+                    time.sleep(block_s)  # noqa: ASYNC251 - that is what it does
+                found.append((group.seq, group.redelivered))
+        return found
+
     async def train(self, queue: str) -> tuple[str, list[tuple[int, int]]]:
         import ray
 
@@ -128,6 +140,52 @@ async def test_a_trainer_on_another_node_takes_large_groups(cluster: TwoNodes) -
     assert hearing.result() == [group.seq for group in groups]
     assert node == other
     assert found == [(group.seq, sum(len(t.buffer) for t in group.trajectories)) for group in groups]
+
+
+async def test_a_trainer_that_blocks_its_loop_keeps_its_groups(cluster: TwoNodes) -> None:
+    import ray
+
+    async with asyncio.timeout(LIMIT_S), RayQueue("busy") as queue:
+        for seq in range(1, 11):
+            await queue.deliver(sample_group(seq))
+        await queue.flush()
+        blocked = ray.remote(Trainer).options(num_cpus=0).remote().hold_up.remote("busy", 6.0)
+
+        async def begun() -> bool:
+            return (await statistics("busy")).held == 3
+
+        await until(begun, "it to hold three groups")
+        async with asyncio.TaskGroup() as tasks:
+            taking = tasks.create_task(taken("busy"))
+            await acked(queue, 10)
+            await queue.finish()
+        found = await blocked
+    assert found[:3] == [(1, False), (2, False), (3, False)]
+    assert sorted(taking.result() + [seq for seq, _ in found]) == list(range(1, 11))
+
+
+async def statistics(queue: str) -> LeaseStatistics:
+    import ray
+
+    actor = await asyncio.to_thread(ray.get_actor, actor_name(queue), NAMESPACE)
+    counts: LeaseStatistics = await actor.statistics.remote()
+    return counts
+
+
+async def test_a_worker_is_told_that_the_actor_is_at_fault(cluster: TwoNodes) -> None:
+    async with asyncio.timeout(LIMIT_S), RayQueue("faulty"), RayWorker("faulty") as worker:
+        with pytest.raises(RunFailed, match="the actor of the queue faulty failed: TypeError"):
+            await worker.claim("many")  # type: ignore[arg-type]
+
+
+async def test_a_worker_asks_again_after_it_found_no_queue(cluster: TwoNodes) -> None:
+    async with asyncio.timeout(LIMIT_S), RayWorker("late", patience_s=0.1) as worker:
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="start the run, or resume it"):
+                await anext(worker)
+        async with RayQueue("late") as queue:
+            await queue.deliver(sample_group(1))
+            assert await anext(worker) == sample_group(1)
 
 
 async def test_the_object_store_keeps_no_group_that_is_done(cluster: TwoNodes) -> None:

@@ -16,11 +16,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
-from backends.sandboxes.ray.cluster import NAMESPACE
+from backends.sandboxes.ray.cluster import NAMESPACE, told
 from backends.trainers.ray.host import Asked
 from backends.trainers.ray.keeper import actor_name
 from backends.trainers.ray.leases import Proof
-from orchestrator.errors import Unavailable
+from orchestrator.errors import RunFailed, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -126,6 +126,8 @@ class Line:
                     self._say_again()
                 acks = list(self._unconfirmed.values())
                 answer, lost = await work(self._actor, acks)
+            except self._ray.exceptions.RayTaskError as error:  # it may be a ValueError too
+                raise RunFailed(f"the actor of the queue {self._queue} failed: {told(error)}") from None
             except (ValueError, self._ray.exceptions.RayError) as error:
                 self._actor = None
                 if time.monotonic() - since > self._patience_s:

@@ -129,8 +129,11 @@ class RayWorker:
                     return group
             if self._asking is None:
                 self._asking = asyncio.create_task(self._ask(line), name=f"claim-{self.queue}")
-            answer = await asyncio.shield(self._asking)
-            self._asking = None
+            try:
+                answer = await asyncio.shield(self._asking)
+            finally:
+                if self._asking.done():  # else cancelled: the next call takes its answer
+                    self._asking = None
             self._ready.extend(answer.lent)
             if answer.over:
                 raise StopAsyncIteration
