@@ -42,7 +42,7 @@ def ray_head(folder: Path, *options: str, **variables: str) -> Iterator[str]:
     where = ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}", f"--temp-dir={folder}"]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **variables}
     log = folder.with_suffix(".log")
-    with log.open("ab") as output:
+    with log.open("wb") as output:  # what an earlier head has said does not count
         process = subprocess.Popen(
             [str(RAY), "start", "--head", "--block", *where, *options],
             stdin=subprocess.DEVNULL,
