@@ -129,6 +129,11 @@ def test_what_an_option_gets_wrong_is_shown_as_the_option(tmp_path: Path) -> Non
 def test_an_option_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give --split or --task-id, not both"):
         load(write(tmp_path, "env: toy\nsplit: toy:val\n"), {"task_id": ("toy_1",)})
+    for backend in ("ray", "docker"):
+        with pytest.raises(UsageError, match=f"give --shards or --backend {backend}, not both"):
+            load(None, {"env": "toy", "shards": 2, "backend": backend})
+    with pytest.raises(UsageError, match="--ray-cpus is for --backend ray and for --shards"):
+        load(None, {"env": "toy", "ray_cpus": 2})
     with pytest.raises(UsageError, match="name it with --consumer"):
         load(None, {"env": "toy", "max_unacked": 3})
     assert load(None, {"env": "toy", "max_unacked": 3, "consumer": "trainer"}).max_unacked == 3
@@ -152,3 +157,14 @@ def test_no_stored_value_gets_past_the_models(values: object) -> None:
     except UsageError:
         return
     assert isinstance(config.policy, Replay)
+
+
+def test_a_resume_is_over_other_shards_another_cluster_or_none() -> None:
+    before = load(None, {"env": "toy", "shards": 2, "ray_address": "one:6379"}).model_dump(mode="json")
+    other = stored(before, {"shards": 3, "ray_address": "other:6379"})
+    assert (other.shards, other.ray_address) == (3, "other:6379")
+    assert stored(before, {"shards": 0}).shards is None
+    with pytest.raises(UsageError, match="--ray-address is for --backend ray and for --shards"):
+        stored(before, {"shards": 0, "ray_address": "other:6379"})
+    with pytest.raises(UsageError, match="not both"):
+        stored(load(None, {"env": "toy", "backend": "ray"}).model_dump(mode="json"), {"shards": 2})

@@ -319,6 +319,31 @@ async def test_a_shard_that_answers_what_it_was_not_asked_is_not_believed(crew: 
         assert shard.link not in crew._links
 
 
+async def test_an_answer_to_another_attempt_is_not_believed(crew: Crew) -> None:
+    shard = await ready(crew, 0)
+    playing = await launched(crew, shard)
+    await shard.say(Played(trajectory(attempt=1)))
+    assert (await shard.task).kind is FailureKind.SHARD_LOST
+    crew.fail("over")
+    with pytest.raises(RunFailed):
+        await playing
+
+
+async def test_an_older_attempt_in_a_journal_is_nobody_s(crew: Crew) -> None:
+    dead = await ready(crew, 0)
+    playing = asyncio.create_task(crew.play(KEY, 1, EpisodeBuffer(HEAD)))
+    await dead.told.get()
+    await dead.die()
+    successor = Shard(crew, 0)
+    await successor.say(Held(KEY, 0, bytes(buffer(3).data)))
+    assert not playing.done()
+    await successor.say(Held(KEY, 1, bytes(buffer(1).data)))
+    with pytest.raises(Unplayed) as unplayed:
+        await playing
+    assert unplayed.value.buffer.turn == 1
+    await successor.die()
+
+
 async def test_a_failed_try_comes_back_with_what_it_had_recorded(crew: Crew) -> None:
     shard = await ready(crew, 0)
     playing = await launched(crew, shard)
