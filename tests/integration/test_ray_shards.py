@@ -102,23 +102,28 @@ async def test_nodes_are_killed_and_others_join(cluster: TwoNodes, how: str, tmp
             losses.append(time.monotonic())
 
     think_s = 0.1 + 0.25 * (NODE_KILLS - 1)
-    async with orchestrator(tmp_path / "run", log, cluster.address, how, think_s, place, listener=hear) as run:
-        running = asyncio.create_task(run.run(episodes=EPISODES, group_size=2))
+    try:
+        async with orchestrator(tmp_path / "run", log, cluster.address, how, think_s, place, listener=hear) as run:
+            running = asyncio.create_task(run.run(episodes=EPISODES, group_size=2))
 
-        async def all_there() -> bool:
-            return run.progress().running > 0 and run.progress().sandboxes_live == (2 if how == "shards" else 4)
+            async def all_there() -> bool:
+                return run.progress().running > 0 and run.progress().sandboxes_live == (2 if how == "shards" else 4)
 
-        for _ in range(NODE_KILLS):
-            await until(all_there, "all to be there", 60)
-            await asyncio.sleep(1.0)
-            losses.clear()
-            killed = time.monotonic()
-            nodes[0].all_processes["raylet"][0].process.kill()
-            await until(lambda: asyncio.sleep(0, bool(losses)), "the death of a node", 10)
-            noticed.append(losses[0] - killed)
-            cluster.cluster.remove_node(nodes.pop(0), allow_graceful=False)
-            nodes.append(cluster.node(**there))
-        summary = await running
+            for _ in range(NODE_KILLS):
+                await until(all_there, "all to be there", 90)
+                await asyncio.sleep(1.0)
+                losses.clear()
+                killed = time.monotonic()
+                nodes[0].all_processes["raylet"][0].process.kill()
+                await until(lambda: asyncio.sleep(0, bool(losses)), "the death of a node", 10)
+                noticed.append(losses[0] - killed)
+                cluster.cluster.remove_node(nodes.pop(0), allow_graceful=False)
+                nodes.append(cluster.node(**there))
+            summary = await running
+    finally:
+        for node in nodes:
+            cluster.cluster.remove_node(node, allow_graceful=False)
+        await asyncio.to_thread(sweep)  # what the killed left, as whoever starts sandboxes next does
     right(summary, log)
     assert max(noticed) < 5
     sys.stdout.write(  # with pytest -s
@@ -126,9 +131,6 @@ async def test_nodes_are_killed_and_others_join(cluster: TwoNodes, how: str, tmp
         f"{summary.recovered_episodes} recovered, "
         f"{summary.attempts_lost} attempts lost, {summary.duplicates} duplicates, decisions again {repeated(log)}\n"
     )
-    for node in nodes:
-        cluster.cluster.remove_node(node, allow_graceful=False)
-    await asyncio.to_thread(sweep)  # what the killed left, as whoever starts sandboxes next does
 
 
 @pytest.mark.parametrize(("how", "kind"), [("sandboxes", "SandboxHost"), ("shards", "ShardHost")])
