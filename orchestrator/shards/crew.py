@@ -135,7 +135,8 @@ class Crew:
         self.held: dict[EpisodeKey, tuple[int, EpisodeBuffer]] = {}
         """What the journals of an earlier life hold, until the run begins."""
         self._begun = False
-        self._ending = False
+        self.ending = False
+        """Whether nothing more comes: who ends now is not lost."""
         self._failed: str | None = None
         self._lost = 0
         self._attempts_lost = 0
@@ -234,7 +235,7 @@ class Crew:
 
     def end(self, *, complete: bool) -> None:
         """Tell all shards that nothing more comes."""
-        self._ending = True
+        self.ending = True
         for link in self._links:
             link.outbox.put(End(complete))
 
@@ -314,7 +315,7 @@ class Crew:
         self._links.remove(link)
         self._gone_cpu += link.standing.cpu_s
         self._gone_sandbox_cpu += link.standing.sandbox_cpu_s
-        if not self._ending:
+        if not self.ending:
             self._lost += 1
             self._emit(ShardEnded(link.slot, why, len(link.running)))
         self._orphans.update(dict.fromkeys(link.running, link))

@@ -15,6 +15,7 @@ import orjson
 import pytest
 from runs import until
 
+from backends.environments.catalog import home
 from orchestrator.testing.leaks import processes
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ async def test_a_run_is_cancelled_and_goes_on_over_fewer_shards_and_repeats_noth
     summary = last(output)
     assert (again.returncode, summary["outcomes"], summary["lives"]) == (0, {"completed": 120}, 2)
     assert (summary["attempts_lost"], summary["duplicates"], typed.again()) == (0, 0, {})
+    assert not (home() / "shards" / summary["run"]).exists()
 
 
 async def test_a_run_goes_on_over_shards_that_began_without_any(cluster: TwoNodes, tmp_path: Path) -> None:

@@ -157,9 +157,9 @@ class _Slot:
         self._lives = 0
 
     async def keep(self) -> None:
-        """Start, wait for the end, begin again; until cancelled."""
+        """Start, wait for the end, begin again; until the run ends, or cancelled."""
         failures = 0
-        while True:
+        while not self._crew.ending:
             try:
                 await self._live()
                 failures = 0
