@@ -101,7 +101,7 @@ async def test_nodes_are_killed_and_others_join(cluster: TwoNodes, how: str, tmp
         if isinstance(event, ShardEnded | SandboxEnded):
             losses.append(time.monotonic())
 
-    think_s = 0.1 + 0.25 * (NODE_KILLS - 1)
+    think_s = 0.1 + 0.45 * (NODE_KILLS - 1)  # the run outlasts the kills
     try:
         async with orchestrator(tmp_path / "run", log, cluster.address, how, think_s, place, listener=hear) as run:
             running = asyncio.create_task(run.run(episodes=EPISODES, group_size=2))
