@@ -131,3 +131,30 @@ def test_who_a_group_is() -> None:
     others = [replace(group, seq=9), replace(group, group=1), replace(group, trajectories=group.trajectories[:1])]
     other_life = replace(group, trajectories=[replace(t, started=7.0) for t in group.trajectories])
     assert len({identity(one) for one in (group, *others, other_life)}) == 5
+
+
+async def test_who_brings_an_acknowledged_group_again_is_told_again() -> None:
+    stock = Stock("x", 4)
+    await stock.accept(GROUPS[0])
+    await stock.settle([identity(GROUPS[0])])
+    assert await stock.take_acks() == [1], "the run ends before it has written that down"
+    await stock.accept(replace(GROUPS[0], redelivered=True))
+    await stock.accept(GROUPS[0])
+    assert await stock.take_acks() == [1]
+    await stock.fail("each is told once a delivery")
+    with pytest.raises(RunFailed):
+        await stock.take_acks()
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_acks_of_another_run_are_not_those_of_its_namesakes(late: bool) -> None:
+    stock = Stock("x", 4)
+    earlier, later = GROUPS[0], replace(GROUPS[0], task="another")
+    await stock.accept(earlier)
+    if late:
+        await stock.accept(later)
+    await stock.settle([identity(earlier)])
+    await stock.accept(later)
+    told = await waits(stock.take_acks())
+    await stock.settle([identity(later)])
+    assert await told == [1]

@@ -1,8 +1,10 @@
 """The groups that a queue has accepted and that are not acknowledged, `capacity` at most.
 
 Owned by the driver's end; touched from its event loop alone. Always true: a group is here from its acceptance to its
-acknowledgement, in order; it is accepted once, however often it comes; whoever waits is woken by what it waits for, or
-by the queue's failure. A large group's data are in the object store, and here only the reference, which keeps them.
+acknowledgement, in order; it is accepted once, however often it comes; one that comes although it was acknowledged is
+said to be so again; a number is said to be acknowledged only for the group that bore it last, for another run may bring
+the same numbers. Whoever waits is woken by what it waits for, or by the queue's failure. A large group's data are in
+the object store, and here only the reference, which keeps them.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class Stock:
         self._held: dict[bytes, Held] = {}
         self._unpushed: deque[tuple[bytes, Held]] = deque()
         self._done: OrderedDict[bytes, None] = OrderedDict()
-        self._acks: list[int] = []
+        self._numbers: dict[int, bytes] = {}
+        """Which group bears a number whose acknowledgement is not told yet."""
+        self._acks: dict[int, None] = {}
         self._failure: str | None = None
         self._changed = asyncio.Condition()
 
@@ -73,11 +77,13 @@ class Stock:
             await self._changed.wait_for(lambda: self._knows(ident) or self._over() or len(self) < self._capacity)
             if self._knows(ident):
                 self.repeated += 1
+                self._number(ident, group.seq)
                 return
             self._check()
             if self.finished:
                 raise UsageError(f"the queue {self.name} is finished: a new run needs a new one")
             held = self._held[ident] = Held(group.seq, group.redelivered, group)
+            self._number(ident, group.seq)
             self._unpushed.append((ident, held))
             self.accepted += 1
             self._changed.notify_all()
@@ -88,7 +94,9 @@ class Stock:
             await self._changed.wait_for(lambda: self._acks or self._failure)
             if not self._acks:
                 self._check()
-            acks, self._acks = self._acks, []
+            acks, self._acks = list(self._acks), {}
+            for seq in acks:
+                del self._numbers[seq]
             return acks
 
     async def all_pushed(self) -> None:
@@ -129,13 +137,22 @@ class Stock:
         async with self._changed:
             for ident in idents:
                 if (held := self._held.pop(ident, None)) is not None:
-                    self._acks.append(held.seq)
                     self._remember(ident)
+                    if self._numbers.get(held.seq) == ident:
+                        self._acks[held.seq] = None
             self._changed.notify_all()
 
     def again(self) -> None:
         """There is a new actor, which has nothing."""
         self._unpushed = deque(self._held.items())
+
+    def _number(self, ident: bytes, seq: int) -> None:
+        """What bore this number before is not what an acknowledgement is waited for."""
+        self._numbers[seq] = ident
+        self._acks.pop(seq, None)
+        if ident in self._done:
+            self._acks[seq] = None
+            self._changed.notify_all()
 
     def _remember(self, ident: bytes) -> None:
         self.acked += 1
