@@ -47,11 +47,11 @@ class Owner:
         """Whether this very process still runs (on this machine, since this boot)."""
         if self.boot != _boot_id():
             return False
-        if self.boot:
-            return _start_of(self.pid) == self.start
-        try:
+        if self.boot and (start := _start_of(self.pid)) is not None:
+            return start == self.start
+        try:  # a /proc with `hidepid` shows no processes of other users
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return False
         except PermissionError:
             return True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from orchestrator import rundir
 from orchestrator.errors import RunBusy, UsageError
 from orchestrator.rundir import Owner, RunDirectory
 
@@ -105,6 +106,17 @@ def test_owner_is_told_apart_from_a_later_process_of_its_number() -> None:
     assert me.alive()
     assert not Owner(me.boot, me.pid, me.start + 1).alive()
     assert not Owner("another boot", me.pid, me.start).alive()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(timeout=10)
+    assert not Owner(me.boot, gone.pid, 1).alive()
+    assert not Owner(me.boot, 10**30, 1).alive(), "a label may hold any number"
+
+
+def test_owner_whose_process_is_hidden_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a /proc with `hidepid` hides those of other users: nothing is read of them, but signals find them."""
+    monkeypatch.setattr(rundir, "_start_of", lambda pid: None)
+    me = Owner.current()
+    assert Owner(me.boot, me.pid, 1).alive()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait(timeout=10)
     assert not Owner(me.boot, gone.pid, 1).alive()
