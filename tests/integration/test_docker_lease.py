@@ -19,6 +19,7 @@ from orchestrator.testing.leaks import children
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import pytest
     from elsewhere import Elsewhere
 
 LEASE_S = 3.0
@@ -111,3 +112,19 @@ def test_an_orchestrator_clears_what_a_dead_machine_has_left(far: Elsewhere, tmp
             other.kill()
             until(lambda: far.containers() == [])
     reap()
+
+
+def test_who_reaches_a_daemon_by_a_forwarded_socket_sees_no_owner_there(
+    far: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `ssh -L /tmp/far.sock:/var/run/docker.sock far` lays it: the path is this machine's, the daemon is not. The
+    owner beside it has no lease; what runs is of no earlier boot, so nobody may take it for dead."""
+    monkeypatch.setenv("DOCKER_HOST", far.daemon.url)
+    with owner() as process:
+        theirs = sorted(far.containers())
+        said = json.loads(subprocess.check_output([*another_machine(tmp_path), ROLLOUT, "reap", "--json"]))
+        assert (said["removed"], sorted(said["unknown"])) == ([], theirs)
+        assert sorted(far.containers("--filter", "status=running")) == theirs
+        process.kill()
+        process.wait()
+        until(lambda: far.containers() == [])

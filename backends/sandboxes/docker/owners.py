@@ -3,7 +3,9 @@
 An owner is a process, told apart by the boot it ran in, its number, its start and its namespace of process numbers.
 Where it can be seen, that decides. Elsewhere its lease does, where it has one: the container of its outpost, which runs
 as long as it hears of its owner. An owner without a lease was on the daemon's own machine: one of an earlier boot is
-dead, and one of another namespace, or seen from another machine, cannot be judged and is never touched.
+dead, and one of another namespace, or seen from another machine, cannot be judged and is never touched. No container
+outlives the boot of its machine: one that runs is not of an earlier boot, but of a machine that a forwarded socket
+leads to, or of a guest of this one.
 """
 
 from __future__ import annotations
@@ -57,10 +59,14 @@ def owner_labels() -> dict[str, str]:
 
 
 def standing(
-    labels: Mapping[str, str], leases: Mapping[str, str] = MappingProxyType({}), *, remote: bool = False
+    labels: Mapping[str, str],
+    leases: Mapping[str, str] = MappingProxyType({}),
+    *,
+    state: str = "",
+    remote: bool = False,
 ) -> Standing:
-    """Whether the owner that the labels name is alive. `leases` are the outposts by name, and how each stands; `remote`
-    says that the daemon is another machine's."""
+    """Whether the owner that the labels name is alive. `leases` are the outposts by name, and how each stands; `state`
+    is how the container itself does; `remote` says that the daemon is another machine's."""
     boot, _, rest = labels.get(OWNER, "").partition(":")
     pid, _, start = rest.partition(":")
     if not (pid.isdecimal() and start.isdecimal()):
@@ -70,18 +76,18 @@ def standing(
     if same_boot and labels.get(NAMESPACE) == _namespace() and (boot or not lease):
         return Standing.ALIVE if owner.alive() else Standing.DEAD
     if lease:
-        state = leases.get(lease, "")
-        if state == _NOT_YET:
+        held = leases.get(lease, "")
+        if held == _NOT_YET:
             return Standing.UNKNOWN
-        return Standing.ALIVE if state in _HELD else Standing.DEAD
-    return Standing.UNKNOWN if remote or same_boot else Standing.DEAD
+        return Standing.ALIVE if held in _HELD else Standing.DEAD
+    return Standing.UNKNOWN if remote or same_boot or state in _HELD else Standing.DEAD
 
 
 async def owned(engine: Engine) -> list[tuple[Listed, Standing]]:
     """Every container of any owner, with what is known of it. Raises EngineError."""
     found = await engine.containers({OWNER: None})
     leases = {one.names[0]: one.state for one in found if one.labels.get(LEASE) == one.names[0]}
-    return [(one, standing(one.labels, leases, remote=engine.remote)) for one in found]
+    return [(one, standing(one.labels, leases, state=one.state, remote=engine.remote)) for one in found]
 
 
 async def clear_strays(engine: Engine) -> list[str]:
