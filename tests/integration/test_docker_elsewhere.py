@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from elsewhere import ROLLOUT
-from runs import Counted, counting, equal, play
+from runs import Counted, counting, equal, play, until
 
 from backends.environments.catalog import find
 from backends.environments.data import register
 from backends.sandboxes.docker import DockerBackend, outpost
 from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.docker.owners import LEASE
+from backends.sandboxes.docker.port import EngineGone
 from backends.sandboxes.docker.service_backend import ServiceImageBackend
 from backends.sandboxes.docker.service_image import ServiceImage
 from backends.sandboxes.local import LocalBackend
@@ -129,6 +130,30 @@ async def test_an_outpost_that_dies_costs_no_model_call(far: Elsewhere, tmp_path
     assert len(played.losses()) == 2
     assert backend.statistics().started == 4
     assert policy.repeated() == 0
+
+
+async def test_an_outpost_that_could_not_be_removed_is_removed_in_the_end(
+    far: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the daemon is just restarting while the next outpost takes its place: the fixture finds nothing left."""
+    backend = DockerBackend("toy")
+    async with entered(lambda: backend):
+        [post] = await asyncio.to_thread(far.containers)
+        await asyncio.to_thread(docker, "kill", post, host=far.daemon.url)
+
+        async def it_has_ended() -> bool:
+            return backend._outposts is not None and (post := backend._outposts._current) is not None and post.ended
+
+        await until(it_has_ended, "the end of the outpost to be heard of")
+        with monkeypatch.context() as patch:
+            patch.setattr(backend.engine, "remove", _gone)
+            await backend.create()
+        assert len(await asyncio.to_thread(far.containers)) == 3
+    assert await asyncio.to_thread(far.containers) == []
+
+
+async def _gone(container: str, **options: object) -> None:
+    raise EngineGone(f"remove container {container}: the daemon is restarting")
 
 
 async def test_a_network_that_goes_is_noticed(far: Elsewhere) -> None:

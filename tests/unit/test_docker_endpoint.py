@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
@@ -106,6 +109,58 @@ class TestEndpoint:
         assert endpoint._LINGERS is NEEDS_CLEANUP_CLOSED
 
 
+class TestContexts:
+    """What the docker command has kept in the home directory of this user."""
+
+    @pytest.fixture
+    def no_blocking(self) -> None:
+        """A few small files are read once, as the daemon is connected to."""
+
+    @pytest.fixture(autouse=True)
+    def _home(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+
+    async def test_an_empty_name_is_none(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """As the docker command takes it: the daemon is at the usual socket, if there is one."""
+        usual = tmp_path / "docker.sock"
+        monkeypatch.setattr(endpoint, "_USUAL", str(usual))
+        monkeypatch.setenv("DOCKER_HOST", "")
+        with pytest.raises(Unavailable, match="no Docker daemon was found: start one"):
+            await find()
+        with socket.socket(socket.AF_UNIX) as daemon:
+            daemon.bind(str(usual))
+            assert await find() == Endpoint(f"unix://{usual}", str(usual))
+
+    @pytest.mark.parametrize(
+        ("host", "says"),
+        [
+            (None, r"cannot be used \(.*not found.*\): name one in DOCKER_HOST"),
+            ("ssh://me@far", r"cannot be used \(.*\): name one in DOCKER_HOST=unix:///path.*over ssh none is used"),
+            ("tcp://far:2376", "is at tcp://far:2376: name it in DOCKER_HOST"),
+        ],
+    )
+    async def test_contexts_that_are_refused(
+        self, host: str | None, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        self.context(tmp_path, host)
+        monkeypatch.setenv("DOCKER_CONTEXT", "far")
+        with pytest.raises(Unavailable, match=says):
+            await find()
+
+    async def test_a_context_of_this_machine(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.context(tmp_path, "unix:///other/d.sock")
+        monkeypatch.setenv("DOCKER_CONTEXT", "far")
+        assert await find() == Endpoint("unix:///other/d.sock", "/other/d.sock")
+
+    def context(self, home: Path, host: str | None) -> None:
+        """One named `far`, as the docker command keeps it; None for one that is named and is not there."""
+        folder = home / ".docker" / "contexts" / "meta" / sha256(b"far").hexdigest()
+        folder.mkdir(parents=True)
+        if host is not None:
+            meta = {"Name": "far", "Endpoints": {"docker": {"Host": host}}}
+            (folder / "meta.json").write_text(json.dumps(meta), encoding="ascii")
+
+
 class TestStanding:
     """Whose process can be seen is judged by it; everybody else by the lease, if there is one."""
 
@@ -151,6 +206,22 @@ class TestStanding:
         labels = self.labels(Owner("another", os.getpid(), 1), lease=False)
         assert standing(labels, remote=True) is Standing.UNKNOWN
         assert standing(labels) is Standing.DEAD
+
+    @pytest.mark.parametrize(
+        ("state", "found"),
+        [
+            ("running", Standing.UNKNOWN),
+            ("paused", Standing.UNKNOWN),
+            ("exited", Standing.DEAD),
+            ("created", Standing.DEAD),
+            ("dead", Standing.DEAD),
+        ],
+    )
+    def test_no_container_outlives_the_boot_of_its_machine(self, state: str, found: Standing) -> None:
+        """One that runs is not of an earlier boot: the socket leads to another machine, or its owner is in a guest."""
+        labels = self.labels(Owner("another", os.getpid(), 1), lease=False)
+        assert standing(labels, state=state) is found
+        assert standing(self.labels(Owner.current(), lease=False), state=state) is Standing.ALIVE
 
 
 class TestOptions:

@@ -25,6 +25,7 @@ _PORTS: Final = {True: 2376, False: 2375}
 """Of daemons with TLS and without, where none is named."""
 _LINGERS: Final = sys.version_info < (3, 12, 7) or (3, 13) <= sys.version_info < (3, 13, 1)
 """A TLS connection of this Python's that is closed stays open where the other side does not say goodbye."""
+_USUAL: Final = "/var/run/docker.sock"
 _TCP: Final = {"tcp", "http", "https"}
 
 
@@ -98,21 +99,33 @@ async def find(url: str | None = None) -> Endpoint:
     if named := url or os.environ.get("DOCKER_HOST"):
         return await asyncio.to_thread(_read, named)
     import aiodocker
+    from aiodocker.exceptions import DockerError
 
     try:
         found = aiodocker.Docker()
-    except (AssertionError, ValueError) as error:  # what the client library raises where it finds no daemon
+    except DockerError as error:
         raise Unavailable(
-            "no Docker daemon was found: start one, or name its socket in DOCKER_HOST=unix:///path"
-        ) from error
+            f"the current context's Docker daemon cannot be used ({error.message}): name one in "
+            "DOCKER_HOST=unix:///path or tcp://HOST:PORT; over ssh none is used"
+        ) from None
+    except (AssertionError, ValueError) as error:  # where it finds none; of an empty DOCKER_HOST it makes an address
+        return _usual(error)
     connector = found.connector
     await found.close()
-    if not isinstance(connector, aiohttp.UnixConnector):
+    if type(connector) is not aiohttp.UnixConnector:  # a way over ssh is of a kind derived from it
         raise Unavailable(
             f"the current context's Docker daemon is at {found.docker_host}: name it in DOCKER_HOST, and its "
             "certificates with DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH"
         )
     return Endpoint(f"unix://{connector.path}", connector.path)
+
+
+def _usual(error: Exception) -> Endpoint:
+    if Path(_USUAL).is_socket():
+        return Endpoint(f"unix://{_USUAL}", _USUAL)
+    raise Unavailable(
+        "no Docker daemon was found: start one, or name its socket in DOCKER_HOST=unix:///path"
+    ) from error
 
 
 def _source(endpoint: Endpoint) -> str:

@@ -96,6 +96,8 @@ class Outposts:
         self._count = 0
         self._changing = asyncio.Lock()
         self._current: Outpost | None = None
+        self._left: list[Outpost] = []
+        """Those that the daemon has not removed yet."""
 
     async def begin(self) -> None:
         """Start the first one. Raises Unavailable where it does not reach this machine; EngineError."""
@@ -109,7 +111,7 @@ class Outposts:
         none and none can be started, OutpostRefused where it does not reach this machine."""
         async with self._changing:
             if self._current is None or self._current.ended:
-                await self.close()  # what stays is the reaper's
+                await self.close()  # what stays is tried again
                 self._count += 1
                 post = self._current = Outpost(f"{self._name}-outpost-{self._count}", self._engine)
                 program = await asyncio.to_thread(_PROGRAM.read_text, encoding="utf-8")
@@ -118,12 +120,16 @@ class Outposts:
             return self._current.door(), self._current.id
 
     async def close(self) -> list[str]:
-        """Remove it, and with it every connection; the name of one that the daemon does not remove in time."""
-        if (post := self._current) is None:
-            return []
-        gone = await shielded(post.remove(), deadline_s=_LEAVE_S, what=post.id)
-        self._current = None
-        return [] if gone else [post.id]
+        """Remove it, and with it every connection, and those before it that are left; the names of what the daemon does
+        not remove in time."""
+        if self._current is not None:
+            self._left.append(self._current)
+            self._current = None
+        removing = self._left
+        async with asyncio.TaskGroup() as tasks:
+            gone = [tasks.create_task(_removed(post), name=f"remove-{post.id}") for post in removing]
+        self._left = [post for post, done in zip(removing, gone, strict=True) if not done.result()]
+        return [post.id for post in self._left]
 
     async def _reach(self, post: Outpost) -> None:
         try:
@@ -161,6 +167,10 @@ class Outposts:
             "StdinOnce": True,
             "HostConfig": host,
         }
+
+
+async def _removed(post: Outpost) -> bool:
+    return await shielded(post.remove(), deadline_s=_LEAVE_S, what=post.id)
 
 
 class Outpost:
