@@ -70,6 +70,20 @@ class Queue(RuleBasedStateMachine):
     def beat(self, worker: str) -> None:
         self.leases.extend(worker, [Proof(*item) for item in self.held[worker].items()], self.now, 10.0)
 
+    @precondition(lambda self: any(self.held.values()))
+    @rule(data=st.data(), late=st.booleans())
+    def nack(self, data: st.DataObject, late: bool) -> None:
+        """A beat that was begun before it may come after it."""
+        worker = data.draw(st.sampled_from([worker for worker in WORKERS if self.held[worker]]))
+        ident = data.draw(st.sampled_from(sorted(self.held[worker])))
+        before = [Proof(*item) for item in self.held[worker].items()]
+        del self.held[worker][ident]
+        self.leases.extend(worker, before, self.now, 10.0)
+        self.leases.give_back(worker, [ident])
+        if late:
+            self.leases.extend(worker, before, self.now, 10.0)
+        assert ident not in self.leases._holds.get(worker, ())
+
     @rule(worker=st.sampled_from(WORKERS))
     def leave(self, worker: str) -> None:
         self.leases.leave(worker)
@@ -189,3 +203,14 @@ def test_a_worker_that_leaves_gives_all_back_at_once() -> None:
     leases.leave("ann")
     assert idents(leases.grant("bob", 9, 0.0, 10.0)) == [0]
     assert leases.workers() == {"bob"}
+
+
+def test_what_was_given_back_is_not_held_again() -> None:
+    leases = filled(1)
+    (lent,) = leases.grant("ann", 1, 0.0, 10.0)
+    proof = Proof(lent.ident, lent.token)
+    leases.give_back("ann", [lent.ident])
+    leases.extend("ann", [proof], 0.0, 10.0)
+    assert not leases.ack(proof)
+    (again,) = leases.grant("bob", 1, 0.0, 10.0)
+    assert (again.ident, again.redelivered) == (lent.ident, True)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 GRACE_S: Final = 5.0
 """What an earlier life may have given away is reserved for so long: workers say every second what they hold."""
+NEWS_S: Final = 2.0
+"""A worker that waits for a queue has found this one after so long."""
 TICK_S: Final = 1.0
 """How late it may be noticed that a lease has run out."""
 
@@ -48,6 +50,7 @@ class QueueHost:
 
     def __init__(self) -> None:
         self._leases = Leases(secrets.token_hex(4), grace_s=GRACE_S)
+        self._found = time.monotonic() + NEWS_S
         self._changed = asyncio.Event()
         self._asking: set[str] = set()
         """Workers whose claim waits here."""
@@ -115,10 +118,11 @@ class QueueHost:
         self._wake()
 
     async def farewell(self, within_s: float) -> None:
-        """Wait until every worker has been told that all is over."""
+        """Wait until every worker has been told that all is over, those included that are about to ask."""
         ends = time.monotonic() + within_s
-        while (self._asking or self._leases.workers()) and await self._change(ends):
-            pass
+        while self._asking or self._leases.workers() or time.monotonic() < self._found:
+            if not await self._change(ends):
+                return
 
     async def statistics(self) -> LeaseStatistics:
         """Counts."""

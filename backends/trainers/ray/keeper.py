@@ -56,13 +56,15 @@ class Keeper:
         self._name = name
         self._stock = stock
         self._actor: Any = None
+        self._placing: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
         """Put a new actor in the place of the old one. Raises UsageError where the name is taken, RunFailed."""
         began = time.monotonic()
         while True:
             try:
-                await asyncio.to_thread(self._place)
+                self._placing = asyncio.create_task(asyncio.to_thread(self._place), name=f"{self._name}-place")
+                await asyncio.shield(self._placing)
                 async with asyncio.timeout(START_S):
                     await self._actor.ready.remote()
                 break
@@ -92,6 +94,9 @@ class Keeper:
 
     async def end(self) -> None:
         """End the actor; where all is done, once the workers know that."""
+        if self._placing is not None:  # its thread goes on where it was cancelled
+            for placed in (await asyncio.wait({self._placing}, timeout=START_S))[0]:
+                placed.exception()  # seen
         if self._actor is None:
             return
         if self._stock.finished and not len(self._stock):

@@ -1,9 +1,9 @@
 """Which worker holds which group of a queue: the table in the queue's actor. Pure; times are given by the caller.
 
 Always true: a parcel is reserved, waits, or is held by one worker, from its push to its ack; it is acked once, and said
-to be acked from then on. A claim's token is good until the parcel is given to another claim, even where its lease has
-ended. What an earlier life of the queue may have given away is reserved for a while for the worker that says so, and
-an ack that comes before its parcel is kept for it. Oldest first, what came back included.
+to be acked from then on. A claim's token is good until the parcel is given back, or to another claim, even where its
+lease has ended. What an earlier life of the queue may have given away is reserved for a while for the worker that says
+so, and an ack that comes before its parcel is kept for it. Oldest first, what came back included.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
+GIVEN_BACK: Final = "-"
+"""No claim's token: that of one which was given back is worth nothing, however late its holder's lease is prolonged."""
 REMEMBERED: Final = 65_536
 """How many acks are remembered, so that one that is repeated is known again."""
 
@@ -66,7 +68,7 @@ class _Entry:
     order: int
     parcel: Parcel
     token: str = ""
-    """Of the claim that it was given to last; empty in a life that has not given it."""
+    """Of the claim that it was given to last; empty in a life that has not given it; GIVEN_BACK where it was."""
     worker: str = ""
     """Who holds it; empty while it waits."""
 
@@ -137,7 +139,7 @@ class Leases:
         self.advance(now)
         self._until[worker] = now + lease_s
         if exact:
-            self.give_back(worker, self._holds.get(worker, set()) - {proof.ident for proof in holds})
+            self._release(worker, self._holds.get(worker, set()) - {proof.ident for proof in holds})
         for proof in holds:
             entry = self._entries.get(proof.ident)
             if entry is not None and not entry.worker and entry.token in {"", proof.token}:
@@ -145,16 +147,12 @@ class Leases:
 
     def give_back(self, worker: str, idents: Iterable[bytes]) -> None:
         """Some of what a worker holds waits again, at once."""
-        held = self._holds.get(worker, set())
-        for ident in held.intersection(idents):
-            held.remove(ident)
-            entry = self._entries[ident]
-            entry.worker = ""
-            heapq.heappush(self._waiting, (entry.order, ident))
+        for entry in self._release(worker, idents):
+            entry.token = GIVEN_BACK
 
     def leave(self, worker: str) -> None:
         """A worker is gone: all that it holds waits again."""
-        self.give_back(worker, list(self._holds.get(worker, ())))
+        self._release(worker, list(self._holds.get(worker, ())))
         self._until.pop(worker, None)
         self._holds.pop(worker, None)
 
@@ -207,6 +205,15 @@ class Leases:
         self._redelivered += again
         self._hold(entry, worker, f"{self._life}-{self._lent}")
         return Lent(entry.parcel.ident, entry.token, entry.parcel.payload, again)
+
+    def _release(self, worker: str, idents: Iterable[bytes]) -> list[_Entry]:
+        held = self._holds.get(worker, set())
+        released = [self._entries[ident] for ident in held.intersection(idents)]
+        for entry in released:
+            held.remove(entry.parcel.ident)
+            entry.worker = ""
+            heapq.heappush(self._waiting, (entry.order, entry.parcel.ident))
+        return released
 
     def _hold(self, entry: _Entry, worker: str, token: str) -> None:
         entry.worker, entry.token = worker, token

@@ -2,8 +2,8 @@
 
 Owns what the worker holds and what it has done of late. Always true: an acknowledgement is said again until an actor
 has confirmed it, and again to the actor that takes that one's place, for it may not have been durable; a claim says
-what is held already, so that an answer that was lost on its way holds nothing back; a thread says it every second, so
-that a blocked event loop costs no lease, and a new actor learns who has what.
+what is held already, so that an answer that was lost on its way holds nothing back; a thread says all of that every
+second, so that a step of any length costs no lease and delays no acknowledgement, and a new actor learns who has what.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Line:
         self._unconfirmed: dict[bytes, Proof] = {}
         self._confirmed: deque[tuple[float, Proof]] = deque(maxlen=RECENT)
         self._again: set[bytes] = set()
-        """Those among the unconfirmed that an earlier actor had confirmed."""
+        """Those among the unconfirmed that are counted already, or never will be."""
         self.claimed = self.acked = self.redelivered = self.lost = 0
         self._ray = ray
         self._queue = queue
@@ -73,10 +73,13 @@ class Line:
         answer: Answer = await actor.claim.remote(Asked(self._worker, acks, holds, limit, self._lease_s, wait_s))
         return answer, set(answer.lost)
 
-    def acknowledge(self, ident: bytes) -> None:
-        """It is done; said with the next claim, or before it."""
-        if (proof := self.held.pop(ident, None)) is not None:
-            self._unconfirmed[ident] = proof
+    def acknowledge(self, proof: Proof) -> None:
+        """It is done; said with the next claim, or before it. Whether it counts is the actor's to say."""
+        if self.held.get(proof.ident) == proof:
+            del self.held[proof.ident]
+        else:
+            self._again.add(proof.ident)
+        self._unconfirmed[proof.ident] = proof
 
     def tell(self) -> None:
         """Say at once what is done, and wait for nothing: the next claim says it again."""
@@ -100,8 +103,9 @@ class Line:
     async def _give_back(
         self, actor: Any, acks: Sequence[Proof], idents: Sequence[bytes]
     ) -> tuple[set[bytes], set[bytes]]:
+        answer = await self._confirm(actor, acks)
         await actor.give_back.remote(self._worker, idents)
-        return await self._confirm(actor, acks)
+        return answer
 
     async def leave(self) -> None:
         """Give back all that is held."""
@@ -165,10 +169,19 @@ class Line:
         return self._ray.get_actor(actor_name(self._queue), NAMESPACE)
 
     def _beat(self) -> None:
+        told: Any = None  # which actor has heard what another had confirmed
         while not self._left.wait(BEAT_S):
-            if not (holds := list(self.held.values())):
+            holds, acks = list(self.held.values()), list(self._unconfirmed.values())
+            if not holds and not acks:
                 continue
             try:
-                self._find().extend.remote(self._worker, holds, self._lease_s)
+                actor, known = self._find(), self._actor
+                if actor not in (known, told):
+                    acks += [proof for _, proof in self._confirmed.copy()]
+                    told = actor
+                if acks:
+                    actor.ack.remote(acks)
+                if holds:
+                    actor.extend.remote(self._worker, holds, self._lease_s)
             except (ValueError, self._ray.exceptions.RayError):
                 continue  # there is none at the moment

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from backends.sandboxes.ray.cluster import connection, module
+from backends.trainers.ray.leases import Proof
 from backends.trainers.ray.line import BEAT_S, LOOK_S, Line
 from orchestrator.errors import ClaimLost, UsageError
 
@@ -37,10 +38,10 @@ log = logging.getLogger(__name__)
 
 
 class RayClaim(NamedTuple):
-    """A group on lease; `ident` is what the queue knows it by."""
+    """A group on lease, and the proof of holding it."""
 
     group: Group
-    ident: bytes
+    proof: Proof
 
 
 class RayWorkerStatistics(NamedTuple):
@@ -84,6 +85,7 @@ class RayWorker:
         self._current: Lent | None = None
         self._asking: asyncio.Task[Answer] | None = None
         self._told = 0.0
+        self._over = False
         self._stack = AsyncExitStack()
 
     def statistics(self) -> RayWorkerStatistics:
@@ -120,7 +122,7 @@ class RayWorker:
         """
         line = self._need_line()
         self._acknowledge(line)
-        while True:
+        while not self._over:
             while self._ready:
                 group = await self._open(line, self._ready[0])
                 lent = self._ready.popleft()
@@ -135,45 +137,62 @@ class RayWorker:
                 if self._asking.done():  # else cancelled: the next call takes its answer
                     self._asking = None
             self._ready.extend(answer.lent)
-            if answer.over:
-                raise StopAsyncIteration
+            self._over = answer.over
+        raise StopAsyncIteration
 
     async def claim(self, limit: int | None = None) -> list[RayClaim]:
-        """Claim up to `limit` groups, oldest first, without waiting for any. Raises Unavailable.
+        """Claim up to `limit` groups, oldest first, without waiting for any; none at the end, too. Raises Unavailable.
 
         Cancelled: what was claimed is given to others when this worker claims again, or leaves.
         """
         line = self._need_line()
+        if self._over:
+            return []
         answer = await line.claim(limit or self._limit, 0.0)
+        self._over = answer.over
         try:
-            opened = [(await self._open(line, lent), lent.ident) for lent in answer.lent]
+            opened = [(await self._open(line, lent), Proof(lent.ident, lent.token)) for lent in answer.lent]
         except BaseException:
             for lent in answer.lent:
                 line.held.pop(lent.ident, None)
             raise
-        return [RayClaim(group, ident) for group, ident in opened if group is not None]
+        return [RayClaim(group, proof) for group, proof in opened if group is not None]
 
     async def ack(self, *claims: RayClaim) -> None:
-        """Acknowledge what was claimed. Raises ClaimLost where a group is another worker's now, Unavailable.
+        """Acknowledge what was claimed; again, nothing happens. Raises ClaimLost where it is no longer this worker's.
+
+        Raises Unavailable.
 
         Cancelled: it is acknowledged all the same, by the next claim.
         """
         line = self._need_line()
         for claim in claims:
-            line.acknowledge(claim.ident)
+            line.acknowledge(claim.proof)
         lost = await line.confirm()
-        for group, ident in claims:
-            if ident in lost:
-                raise ClaimLost(f"{group.task}/{group.group} was given to another worker: use a longer lease")
+        for group, proof in claims:
+            if proof.ident in lost:
+                raise ClaimLost(
+                    f"{group.task}/{group.group} was given back, or to another worker because its lease had ended: "
+                    "drop what was made of it"
+                )
 
     async def nack(self, *claims: RayClaim) -> None:
         """Give groups back; they are given again at once, to any worker. Raises Unavailable."""
-        await self._need_line().give_back([claim.ident for claim in claims])
+        await self._need_line().give_back([claim.proof.ident for claim in claims])
+
+    async def drained(self) -> bool:
+        """Whether the run is finished and all its groups are acknowledged. Raises Unavailable.
+
+        The queue goes seconds after that: ask, or claim, every second.
+        """
+        if not self._over:
+            self._over = (await self._need_line().claim(0, 0.0)).over
+        return self._over
 
     def _acknowledge(self, line: Line) -> None:
         if self._current is None:
             return
-        line.acknowledge(self._current.ident)
+        line.acknowledge(Proof(self._current.ident, self._current.token))
         self._current = None
         now = time.monotonic()
         if self._ready and now - self._told > PROMPT_S:
