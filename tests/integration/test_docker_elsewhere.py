@@ -135,7 +135,7 @@ async def test_an_outpost_that_dies_costs_no_model_call(far: Elsewhere, tmp_path
 async def test_an_outpost_that_could_not_be_removed_is_removed_in_the_end(
     far: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the daemon is just restarting while the next outpost takes its place: the fixture finds nothing left."""
+    """As when the daemon is just restarting while the next outpost takes its place; no volume of either stays."""
     backend = DockerBackend("toy")
     async with entered(lambda: backend):
         [post] = await asyncio.to_thread(far.containers)
@@ -150,6 +150,7 @@ async def test_an_outpost_that_could_not_be_removed_is_removed_in_the_end(
             await backend.create()
         assert len(await asyncio.to_thread(far.containers)) == 3
     assert await asyncio.to_thread(far.containers) == []
+    assert await asyncio.to_thread(docker, "volume", "ls", "--quiet", host=far.daemon.url) == ""
 
 
 async def _gone(container: str, **options: object) -> None:
@@ -173,6 +174,9 @@ async def test_containers_that_do_not_find_back_are_told(far: Elsewhere) -> None
         Unavailable, match=rf"do not reach this machine at https://{far.here}:\d+/ \(.+\): say with --l"
     ):
         async with DockerBackend("toy", outpost_network="none"):
+            pass
+    with pytest.raises(Unavailable, match=r"cannot start the outpost.*it needs the network 'nowhere', so start it"):
+        async with DockerBackend("toy", outpost_network="nowhere"):
             pass
 
 

@@ -24,7 +24,7 @@ from backends.sandboxes.docker import outpost_inside
 from backends.sandboxes.docker.hardening import Hardening
 from backends.sandboxes.docker.outpost_inside import FOLDER
 from backends.sandboxes.docker.owners import LEASE
-from backends.sandboxes.docker.port import CALL_S, EngineError, EngineGone, EngineTimeout
+from backends.sandboxes.docker.port import CALL_S, EngineError, EngineGone, EngineTimeout, NotThere
 from orchestrator.errors import Unavailable
 from orchestrator.shield import shielded
 
@@ -100,11 +100,17 @@ class Outposts:
         """Those that the daemon has not removed yet."""
 
     async def begin(self) -> None:
-        """Start the first one. Raises Unavailable where it does not reach this machine; EngineError."""
+        """Start the first one. Raises Unavailable where it does not reach this machine, or has no network to do so by;
+        EngineError."""
         try:
             await self.door()
         except OutpostRefused as error:
             raise Unavailable(str(error)) from None
+        except NotThere as error:
+            raise Unavailable(
+                f"the Docker daemon at {self._engine.url} cannot start the outpost, by which its containers reach this "
+                f"machine ({error}): it needs the network {self._network!r}, so start it without --bridge=none"
+            ) from None
 
     async def door(self) -> tuple[Door, str]:
         """A door that is not open yet, and the name of the outpost that keeps it. Raises EngineError where there is
