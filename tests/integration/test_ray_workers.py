@@ -12,7 +12,8 @@ import pytest
 from runs import until
 
 from backends.sandboxes.ray.cluster import NAMESPACE, actors_of
-from backends.trainers.ray import RayQueue, RayWorker
+from backends.trainers.ray import RayQueue, RayWorker, line
+from backends.trainers.ray.host import NEWS_S
 from backends.trainers.ray.keeper import Keeper, actor_name
 from orchestrator.errors import ClaimLost
 from orchestrator.testing.queue import sample_group
@@ -113,8 +114,11 @@ async def test_a_worker_that_claims_learns_of_the_end(cluster: TwoNodes) -> None
                 await anext(one)
 
 
-async def test_workers_that_wait_for_a_queue_find_one_that_ends_at_once(cluster: TwoNodes) -> None:
-    async with asyncio.timeout(LIMIT_S), RayWorker("flash") as worker:
+async def test_workers_that_wait_for_a_queue_find_one_that_ends_at_once(
+    cluster: TwoNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "LOOK_S", 0.75 * NEWS_S)
+    async with asyncio.timeout(LIMIT_S), RayWorker("flash", patience_s=2 * NEWS_S) as worker:
         waiting = asyncio.create_task(anext(worker))
         await asyncio.sleep(0.3)
         async with RayQueue("flash") as queue:
@@ -128,12 +132,13 @@ async def test_a_queue_that_is_cancelled_while_it_starts_leaves_no_actor(
 ) -> None:
     import ray
 
-    place, placing, go = Keeper._place, threading.Event(), threading.Event()
+    place, placing, go, placed = Keeper._place, threading.Event(), threading.Event(), threading.Event()
 
     def slowly(keeper: Keeper) -> None:
         placing.set()
         go.wait(LIMIT_S)
         place(keeper)
+        placed.set()
 
     monkeypatch.setattr(Keeper, "_place", slowly)
     queue = RayQueue("unborn")
@@ -142,8 +147,8 @@ async def test_a_queue_that_is_cancelled_while_it_starts_leaves_no_actor(
     starting.cancel()
     asyncio.get_running_loop().call_later(0.2, go.set)
     await asyncio.wait({starting})
-    go.set()
     assert starting.cancelled()
+    await asyncio.to_thread(placed.wait, LIMIT_S)
 
     async def gone() -> bool:
         return not await asyncio.to_thread(actors_of, ray, "queue/unborn")
