@@ -4,8 +4,8 @@ Owns the socket and the backend's private directory. The socket (0666) lies in a
 so that any uid in a container that mounts the folder can connect, and nobody else can reach it. A sandbox that runs
 what it must not trust gets a door of its own, shut as soon as it has come in. Sandboxes on other machines dial a port
 whose certificate is made for this listener and told to them alone. A connection whose hello does not carry
-an expected token, or not in time, is closed. Used by backends as an async context manager; nothing is left behind at
-exit.
+an expected token, or not in time, is closed; so is one to that port that does not ask to come in. Used by backends as
+an async context manager; nothing is left behind at exit.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ class Listener:
         self.socket = Path()
         """Where the sandboxes dial in that have no door of their own."""
         self._runner: web.AppRunner | None = None
+        self._asked: set[web.RequestHandler] = set()
+        """The connections of those who have asked to come in: what they do next has its own deadline."""
         self._doors = 0
 
     async def __aenter__(self) -> Self:
@@ -138,6 +140,8 @@ class Listener:
             self.socket = door.socket
             if self._tcp is not None:
                 await self._listen(runner, self._tcp)
+                sweeping = asyncio.create_task(self._sweep(runner), name="sweep-listener")
+                stack.push_async_callback(_end, sweeping)
             self._stack = stack.pop_all()
         return self
 
@@ -177,7 +181,24 @@ class Listener:
         if (expected := self._expected.pop(token, None)) is not None:
             expected.arrived.cancel()
 
+    async def _sweep(self, runner: web.AppRunner) -> None:
+        """Anybody on the network can connect, and would hold a descriptor of this process for as long as they like."""
+        before: set[object] = set()
+        while runner.server is not None:
+            await asyncio.sleep(HELLO_S)
+            silent = set(runner.server.connections) - self._asked
+            for connection in silent & before:
+                connection.force_close()
+            before = set(silent)
+
     async def _accept(self, request: web.Request) -> web.WebSocketResponse:
+        self._asked.add(request.protocol)
+        try:
+            return await self._converse(request)
+        finally:
+            self._asked.discard(request.protocol)
+
+    async def _converse(self, request: web.Request) -> web.WebSocketResponse:
         wire = web.WebSocketResponse(max_msg_size=self._max_frame, compress=False, timeout=2.0)
         try:
             await wire.prepare(request)
@@ -217,6 +238,11 @@ class Listener:
         made: Arrival = expected.make(hello)
         expected.arrived.set_result(made)
         return made
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 def _watch_network(request: web.Request) -> None:

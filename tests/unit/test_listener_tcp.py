@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 import pytest
 
+from backends.sandboxes import listener as module
 from backends.sandboxes.listener import Listener, Tcp
 from backends.server.trust import trusted
 from backends.server.wire import PROTOCOL, Hello
@@ -57,6 +59,23 @@ async def test_only_who_knows_the_token_comes_in() -> None:
         assert (await arrived).hello.token == "the-token"
         again = await dial(listener.url, listener.certificate, hello("the-token"))
         assert again.type is aiohttp.WSMsgType.CLOSE  # a token is good for one
+
+
+async def test_who_connects_and_does_not_ask_is_shown_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody on the network can: without a word, or with half a one. Who has come in stays."""
+    monkeypatch.setattr(module, "HELLO_S", 0.1)
+    async with Listener(Tcp(LOCAL, insecure=True)) as listener, aiohttp.ClientSession() as http:
+        arrived = listener.expect("the-token", Guest)
+        async with http.ws_connect(listener.url) as guest:
+            await guest.send_str(hello("the-token"))
+            inside = await arrived
+            for said in (b"", b"GET / HTTP/1.1\r\nHost: "):
+                reader, writer = await asyncio.open_connection(LOCAL, urlsplit(listener.url).port)
+                writer.write(said)
+                async with asyncio.timeout(5.0):
+                    assert await reader.read() == b""
+                writer.close()
+            assert not inside.ended.done()
 
 
 async def test_a_client_trusts_this_listener_and_no_other() -> None:
