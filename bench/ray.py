@@ -13,7 +13,8 @@
 - `crowd_cpu_ratio`: the coordinator's CPU an episode with 100 shards that play nothing (`bench.crowd`), divided by that
   with one: what many connections cost, because less is said at a time on each.
 - `model`: from these, what saturates first and with how many nodes (`bench.ray_model`), and the same sums for this
-  machine beside what was measured on it (`check`).
+  machine beside what was measured on it (`check`). A crowd's shards tell their coordinator less than real ones, whose
+  cost the sums are made of: it does more episodes than they say.
 
 Every process has a cluster of its own, on this machine. To falsify it: the sides of a round must have made the same
 steps and earned every reward; all rounds are in the file.
@@ -152,7 +153,8 @@ def _result(rounds: Sequence[Row], row_bytes: int) -> dict[str, Any]:
         "crowd_per_s": median(values("crowd", "episodes_per_s")),
     }
     grown = replace(costs, coordinator_us=costs.coordinator_us * growth)
-    return {**result, "crowd_cpu_ratio": growth, "model": {**paper(grown), "check": _check(costs, used, measured)}}
+    check = _check(costs, grown, used["crowd"], measured)
+    return {**result, "crowd_cpu_ratio": growth, "model": {**paper(grown), "check": check}}
 
 
 def _used(rows: Sequence[Row]) -> dict[str, float]:
@@ -174,15 +176,15 @@ def _costs(result: Mapping[str, Any], row_bytes: int) -> Costs:
     )
 
 
-def _check(costs: Costs, used: Mapping[str, Mapping[str, float]], measured: Mapping[str, float]) -> dict[str, Any]:
-    """The model's sums for this machine beside what was measured on it."""
+def _check(costs: Costs, grown: Costs, crowd: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, Any]:
+    """The model's sums for this machine beside what was measured on it; `grown` are the costs with a crowd."""
     cores = len(os.sched_getaffinity(0))
     one, two = (machine_rate(costs, shards, cores) for shards in (1, 2))
-    crowd = sum(used["crowd"].values())
+    busy = grown.coordinator_us + sum(us for who, us in crowd.items() if who != "driver")
     predicted = {
         "one_shard_per_s": one,
         "scaling": two / one,
-        "crowd_per_s": min(1e6 / used["crowd"]["driver"], cores * 1e6 / crowd, costs.store_rows_per_s),
+        "crowd_per_s": min(1e6 / grown.coordinator_us, cores * 1e6 / busy, grown.store_rows_per_s),
     }
     return {
         "cores": cores,

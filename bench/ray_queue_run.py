@@ -69,9 +69,14 @@ async def _give(groups: int, size: int, row_bytes: int) -> Row:
         await queue.finish()
         taken = await taking
     rows = groups * size
-    if taken != {"groups": groups + 1, "redelivered": 0}:
-        raise RunFailed(f"the trainer was given {taken}, not {groups + 1} groups")
+    given = {"groups": groups + 1, "bytes": sum(map(_bytes, made)), "redelivered": 0}
+    if taken != given:
+        raise RunFailed(f"the trainer was given {taken}, not {groups + 1} groups: {given}")
     return {"side": "queue", "rows": rows, "size": size, "row_bytes": row_bytes, **_figures(rows, wall, cpu)}
+
+
+def _bytes(group: Group) -> int:
+    return sum(len(trajectory.buffer) for trajectory in group.trajectories)
 
 
 async def _heard(queue: RayQueue, groups: int) -> None:
@@ -80,12 +85,13 @@ async def _heard(queue: RayQueue, groups: int) -> None:
 
 
 async def _take(address: str) -> Row:
-    taken = redelivered = 0
+    taken = size = redelivered = 0
     async with RayWorker(QUEUE, address=address, limit=64) as worker:
         async for group in worker:
             taken += 1
+            size += _bytes(group)
             redelivered += group.redelivered
-    return {"groups": taken, "redelivered": redelivered}
+    return {"groups": taken, "bytes": size, "redelivered": redelivered}
 
 
 async def _store(groups: int, size: int, row_bytes: int, folder: Path) -> Row:

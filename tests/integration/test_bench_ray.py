@@ -15,6 +15,7 @@ import pytest
 from bench import ray as scenario
 from bench import ray_queue_run
 from bench.census import Census
+from bench.ray_model import Costs
 from bench.values import Sizes
 from orchestrator.errors import RunFailed
 
@@ -80,16 +81,28 @@ async def test_sides_that_did_different_work(tmp_path: Path, monkeypatch: pytest
         await scenario.ray(Sizes(episodes=3), tmp_path, lambda line: None)
 
 
-async def test_a_trainer_that_was_given_too_little(cluster: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["groups", "bytes"])
+async def test_a_trainer_that_was_given_too_little(
+    what: str, cluster: TwoNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = ray_queue_run.work
 
     async def lazy(module: str, **arguments: Any) -> dict[str, Any]:
         row = await whole(module, **arguments)
-        return {**row, "groups": row["groups"] - 1}
+        return {**row, what: row[what] - 1}
 
     monkeypatch.setattr(ray_queue_run, "work", lazy)
     with pytest.raises(RunFailed, match="not 4 groups"):
         await ray_queue_run.measure(part="give", groups=3)
+
+
+@pytest.mark.parametrize(("coordinator_us", "rate"), [(500.0, 2000.0), (10.0, 10_000.0)])
+def test_what_a_crowd_would_do_is_not_taken_from_itself(coordinator_us: float, rate: float) -> None:
+    costs = Costs(coordinator_us, 1.0, 1.0, 1.0, 1.0, store_rows_per_s=10_000.0, queue_rows_per_s=1.0)
+    measured = {"one_shard_per_s": 1.0, "scaling": 1.0, "crowd_per_s": 7.0}
+    crowd = {"driver": 1e6, "shards": 0.0, "sandboxes": 0.0, "others": 1.0}
+    check = scenario._check(costs, costs, crowd, measured)
+    assert check["crowd_per_s"] == {"predicted": pytest.approx(rate), "measured": 7.0}
 
 
 def test_a_census_counts_from_an_earlier_one() -> None:
