@@ -100,6 +100,7 @@ class RayWorker:
         """Raises Unavailable, RunFailed where no cluster answers."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(connection(self._address))
+            self._over = False
             self._line = Line(module(), self.queue, lease_s=self._lease_s, patience_s=self._patience_s)
             stack.push_async_callback(self._line.leave)
             stack.push_async_callback(self._stop_asking)
