@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 
 from backends.server.environment import Toolset
-from backends.server.messages import text_of
+from backends.server.messages import behind_thought, read_message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +49,6 @@ TOOLSET: Final = Toolset(
 _MAX_ID: Final = 128
 _BLOCK: Final = re.compile(r"```(?:python|py)?[ \t]*\r?\n(.*?)(?:^[ \t]*```|```|\Z)", re.DOTALL | re.MULTILINE)
 _CLOSED: Final = re.compile(r"```(?:python|py)?[ \t]*\r?\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
-_THOUGHT: Final = "<think>"
-_THOUGHT_ENDS: Final = "</think>"
 _EXAMPLE: Final = "```python\nprint(apis.api_docs.show_app_descriptions())\n```"
 
 
@@ -78,24 +76,16 @@ class Message(NamedTuple):
 
 def read(action: bytes, *, bare: bool) -> Message | Malformed:
     """Read one assistant message; `bare`: text without a block is code. Never raises."""
-    try:
-        message = orjson.loads(action)
-    except orjson.JSONDecodeError as error:
-        return Malformed("", f"your message is not valid JSON ({error}); send one OpenAI assistant message")
-    if not isinstance(message, dict) or message.get("role", "assistant") != "assistant":
-        return Malformed("", 'your message must be a JSON object {"role": "assistant", "content": ...}')
-    if entries := message.get("tool_calls"):
-        if not isinstance(entries, list):
-            return Malformed("", "tool_calls must be a list of calls")
-        return Message(_from_entries(entries), as_text=False)
-    text = text_of(message.get("content"))
-    if text is None:
-        return Malformed("", "content must be a string, a list of text parts, or null")
-    return _from_text(text, bare=bare)
+    said = read_message(action)
+    if isinstance(said, str):
+        return Malformed("", said)
+    if said.calls:
+        return Message(_from_entries(said.calls), as_text=False)
+    return _from_text(said.text, bare=bare)
 
 
 def _from_text(text: str, *, bare: bool) -> Message | Malformed:
-    answer = text[_behind_thought(text) :]
+    answer = text[behind_thought(text, "```") :]
     block = _CLOSED.search(answer) or _BLOCK.search(answer)
     code = block[1] if block is not None else answer if bare else ""
     if not code.strip():
@@ -135,11 +125,3 @@ def _from_entry(entry: object, index: int) -> Call | Malformed:
 def _id(entry: object, index: int) -> str:
     given = entry.get("id") if isinstance(entry, dict) else None
     return given if isinstance(given, str) and 0 < len(given) <= _MAX_ID else f"call_{index}"
-
-
-def _behind_thought(text: str) -> int:
-    """Where an answer begins: behind the thought it opens with, or behind one that only ends in it."""
-    end = text.find(_THOUGHT_ENDS)
-    if text.lstrip().startswith(_THOUGHT):
-        return len(text) if end < 0 else end + len(_THOUGHT_ENDS)
-    return 0 if end < 0 or "```" in text[:end] else end + len(_THOUGHT_ENDS)

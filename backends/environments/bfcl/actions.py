@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
-from backends.server.messages import text_of
+from backends.server.messages import behind_thought, read_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,8 +27,6 @@ MAX_NAME: Final = 128
 
 _OPEN: Final = "<tool_call>"
 _CLOSE: Final = "</tool_call>"
-_THOUGHT: Final = "<think>"
-_THOUGHT_ENDS: Final = "</think>"
 _EXAMPLE: Final = '{"name": "cd", "arguments": {"folder": "document"}}'
 
 
@@ -60,22 +58,13 @@ class Message(NamedTuple):
 
 def read(action: bytes) -> Message | Malformed:
     """Read one assistant message. Never raises."""
-    try:
-        message = orjson.loads(action)
-    except orjson.JSONDecodeError as error:
-        return Malformed("", f"your message is not valid JSON ({error}); send one OpenAI assistant message")
-    if not isinstance(message, dict) or message.get("role", "assistant") != "assistant":
-        return Malformed("", 'your message must be a JSON object {"role": "assistant", "content": ...}')
-    entries = message.get("tool_calls")
-    if entries:
-        if not isinstance(entries, list):
-            return Malformed("", "tool_calls must be a list of calls")
-        return Message(_read_all(_from_tool_call, entries), as_text=False)
-    text = text_of(message.get("content"))
-    if text is None:
-        return Malformed("", "content must be a string, a list of text parts, or null")
-    calls = _read_all(_from_block, _blocks(text))
-    return Message(calls, True, "" if calls else text[_behind_thought(text) :].lstrip())
+    said = read_message(action)
+    if isinstance(said, str):
+        return Malformed("", said)
+    if said.calls:
+        return Message(_read_all(_from_tool_call, said.calls), as_text=False)
+    calls = _read_all(_from_block, _blocks(said.text))
+    return Message(calls, True, "" if calls else said.text[behind_thought(said.text, _OPEN) :].lstrip())
 
 
 def _read_all(reader: Callable[[Any, int], Call | Malformed], entries: Sequence[Any]) -> list[Call | Malformed]:
@@ -93,18 +82,10 @@ def _read_all(reader: Callable[[Any, int], Call | Malformed], entries: Sequence[
     return calls
 
 
-def _behind_thought(text: str) -> int:
-    """Where an answer begins: behind `</think>`, unless that stands in a call (only an argument then)."""
-    end = text.find(_THOUGHT_ENDS)
-    if text.lstrip().startswith(_THOUGHT):
-        return len(text) if end < 0 else end + len(_THOUGHT_ENDS)
-    return 0 if end < 0 or _OPEN in text[:end] else end + len(_THOUGHT_ENDS)
-
-
 def _blocks(text: str) -> list[str | None]:
     """The insides of the call blocks behind any thought; None for one that is not closed."""
     blocks: list[str | None] = []
-    position = _behind_thought(text)
+    position = behind_thought(text, _OPEN)
     while (start := text.find(_OPEN, position)) >= 0:
         end = text.find(_CLOSE, start)
         if end < 0:

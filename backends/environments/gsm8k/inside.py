@@ -28,7 +28,7 @@ from backends.server.environment import (
     unknown_split,
     unknown_task,
 )
-from backends.server.messages import text_of
+from backends.server.messages import read_message
 from backends.server.wire import ErrorCode
 
 if TYPE_CHECKING:
@@ -156,21 +156,14 @@ class Attempt:
 
     def step(self, action: bytes) -> Reply:
         """Work out the calls of a message, or take it as the answer."""
-        try:
-            message = orjson.loads(action)
-        except orjson.JSONDecodeError as error:
-            return _said(f"your message is not valid JSON ({error}); send one OpenAI assistant message")
-        if not isinstance(message, dict):
-            return _said("your message is not an object; send one OpenAI assistant message")
-        calls = message.get("tool_calls")
-        if isinstance(calls, list) and calls:
-            return Reply(observation([self._called(call) for call in calls[:MAX_CALLS]]))
-        answer = text_of(message.get("content"))
-        if answer is None:
-            return _said("content must be a string, a list of text parts, or null")
-        if not answer.strip():
+        said = read_message(action)
+        if isinstance(said, str):
+            return _said(said)
+        if said.calls:
+            return Reply(observation([self._called(call) for call in said.calls[:MAX_CALLS]]))
+        if not said.text.strip():
             return _said("your message is empty; answer the problem")
-        self._answer = answer
+        self._answer = said.text
         return Reply(observation([]), self.evaluate({}).reward, done=True)
 
     def evaluate(self, params: Mapping[str, Any]) -> Grade:

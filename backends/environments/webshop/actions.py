@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from backends.server.environment import Toolset
-from backends.server.messages import text_of
+from backends.server.messages import read_message
 
 MAX_CALLS: Final = 16
 MAX_ARGUMENT: Final = 4096
@@ -55,19 +55,10 @@ TOOLSET: Final = Toolset(
 
 def read(action: bytes) -> list[Move] | str:
     """The moves of an assistant message, none where its text holds no action; or what is wrong with the message."""
-    try:
-        message = orjson.loads(action)
-    except orjson.JSONDecodeError as error:
-        return f"your message is not valid JSON ({error}); send one OpenAI assistant message"
-    if not isinstance(message, dict) or message.get("role", "assistant") != "assistant":
-        return 'your message must be a JSON object {"role": "assistant", "content": ...}'
-    calls = message.get("tool_calls")
-    if calls:
-        if not isinstance(calls, list):
-            return "tool_calls must be a list of calls"
-        return [_called(call, number) for number, call in enumerate(calls)]
-    text = text_of(message.get("content"))
-    return "content must be a string, a list of text parts, or null" if text is None else _spoken(text)
+    said = read_message(action)
+    if isinstance(said, str):
+        return said
+    return [_called(call, number) for number, call in enumerate(said.calls)] if said.calls else _spoken(said.text)
 
 
 def message(verb: str, argument: str) -> bytes:
