@@ -6,26 +6,24 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from shard_peer import HEAD, KEY, OTHER, Peer
 
 from orchestrator.errors import RunFailed
 from orchestrator.events import ShardEnded, ShardStarted
 from orchestrator.playing import Unplayed
-from orchestrator.records import EpisodeBuffer, header
+from orchestrator.records import EpisodeBuffer
 from orchestrator.shards import crew as crews
 from orchestrator.shards.crew import Crew
 from orchestrator.shards.messages import (
     Fatal,
     Held,
     Launch,
-    Message,
     NotPlayed,
     Played,
     Ready,
     Settled,
     Standing,
     Tools,
-    decode,
-    encode,
 )
 from orchestrator.types import (
     Decision,
@@ -39,13 +37,7 @@ from orchestrator.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from orchestrator.events import Event
-
-HEAD = header("toy", "0" * 16)
-KEY = EpisodeKey("toy_0", 0, 0)
-OTHER = EpisodeKey("toy_1", 0, 0)
 
 
 def buffer(turns: int = 0) -> EpisodeBuffer:
@@ -65,30 +57,16 @@ def ignore(event: Event) -> None:
     """Nobody listens."""
 
 
-class Shard:
-    """The other end of a link: what the driver says is in `told`."""
+class Shard(Peer):
+    """A shard's end of a link."""
 
     def __init__(self, crew: Crew, slot: int) -> None:
-        self.told: asyncio.Queue[Message] = asyncio.Queue()
-        self._said: asyncio.Queue[bytes | None] = asyncio.Queue()
+        super().__init__()
         self.link = crew.join(slot)
         self.task = asyncio.create_task(self.link.run(self))
 
-    async def send(self, frame: bytes) -> None:
-        for message in decode(frame):
-            self.told.put_nowait(message)
-
-    async def frames(self) -> AsyncIterator[bytes]:
-        while (frame := await self._said.get()) is not None:
-            yield frame
-
-    async def say(self, *messages: Message) -> None:
-        self._said.put_nowait(encode(messages))
-        for _ in range(5):
-            await asyncio.sleep(0)
-
     async def die(self) -> Failure:
-        self._said.put_nowait(None)
+        self.leave()
         return await self.task
 
 

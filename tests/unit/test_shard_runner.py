@@ -6,10 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from shard_peer import HEAD, KEY, OTHER, Peer
 
 from orchestrator.errors import RolloutError, RunFailed, UsageError
 from orchestrator.playing import Unplayed
-from orchestrator.records import EpisodeBuffer, header
+from orchestrator.records import EpisodeBuffer
 from orchestrator.shards.messages import (
     End,
     Fatal,
@@ -20,18 +21,12 @@ from orchestrator.shards.messages import (
     Played,
     Ready,
     Settled,
-    decode,
-    encode,
 )
 from orchestrator.shards.runner import ShardRunner
 from orchestrator.types import Decision, EpisodeKey, Failure, FailureKind, Outcome, StopReason, Trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-HEAD = header("toy", "0" * 16)
-KEY = EpisodeKey("toy_0", 0, 0)
-OTHER = EpisodeKey("toy_1", 0, 0)
+    from collections.abc import Sequence
 
 
 class Player:
@@ -60,33 +55,9 @@ class Player:
         return 0.0
 
 
-class Driver:
-    """The other end of the connection: what the shard says is in `told`."""
-
-    def __init__(self) -> None:
-        self.told: asyncio.Queue[Message] = asyncio.Queue()
-        self._said: asyncio.Queue[bytes | None] = asyncio.Queue()
-
-    async def send(self, frame: bytes) -> None:
-        for message in decode(frame):
-            self.told.put_nowait(message)
-
-    async def frames(self) -> AsyncIterator[bytes]:
-        while (frame := await self._said.get()) is not None:
-            yield frame
-
-    async def say(self, *messages: Message) -> None:
-        self._said.put_nowait(encode(messages))
-        for _ in range(5):
-            await asyncio.sleep(0)
-
-    def leave(self) -> None:
-        self._said.put_nowait(None)
-
-
 @pytest.fixture
-async def driver() -> Driver:
-    return Driver()
+async def driver() -> Peer:
+    return Peer()
 
 
 @pytest.fixture
@@ -100,9 +71,7 @@ def decided() -> bytes:
     return bytes(buffer.data)
 
 
-async def test_what_the_journal_held_is_told_first_and_what_is_settled_forgotten(
-    driver: Driver, player: Player
-) -> None:
+async def test_what_the_journal_held_is_told_first_and_what_is_settled_forgotten(driver: Peer, player: Player) -> None:
     runner = ShardRunner(player, "node", {KEY: (2, HEAD)})
     running = asyncio.create_task(runner.run(driver))
     assert [await driver.told.get(), await driver.told.get()] == [Held(KEY, 2, HEAD), Ready("node")]
@@ -113,7 +82,7 @@ async def test_what_the_journal_held_is_told_first_and_what_is_settled_forgotten
     assert runner.complete
 
 
-async def test_a_shard_that_leaves_gives_back_what_it_has_as_it_stands(driver: Driver, player: Player) -> None:
+async def test_a_shard_that_leaves_gives_back_what_it_has_as_it_stands(driver: Peer, player: Player) -> None:
     runner = ShardRunner(player, "node", {})
     running = asyncio.create_task(runner.run(driver))
     assert await driver.told.get() == Ready("node")
@@ -128,7 +97,7 @@ async def test_a_shard_that_leaves_gives_back_what_it_has_as_it_stands(driver: D
     await running
 
 
-async def test_episodes_are_cancelled_in_silence_when_the_connection_ends(driver: Driver, player: Player) -> None:
+async def test_episodes_are_cancelled_in_silence_when_the_connection_ends(driver: Peer, player: Player) -> None:
     running = asyncio.create_task(ShardRunner(player, "node", {}).run(driver))
     assert await driver.told.get() == Ready("node")
     await driver.say(Launch(KEY, 0, HEAD))
@@ -150,7 +119,7 @@ async def test_episodes_are_cancelled_in_silence_when_the_connection_ends(driver
     ],
 )
 async def test_what_came_of_an_episode_is_told(
-    driver: Driver, player: Player, end: RolloutError | Failure | None, said: Message
+    driver: Peer, player: Player, end: RolloutError | Failure | None, said: Message
 ) -> None:
     running = asyncio.create_task(ShardRunner(player, "node", {}).run(driver))
     assert await driver.told.get() == Ready("node")
