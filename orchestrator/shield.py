@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Collection, Coroutine
 
 log = logging.getLogger(__name__)
 
@@ -38,3 +38,17 @@ async def shielded(work: Coroutine[object, object, None], *, deadline_s: float, 
     if cancelled is not None:
         raise cancelled
     return finished
+
+
+async def ended_within(tasks: Collection[asyncio.Task[None]], deadline_s: float) -> None:
+    """Wait for all tasks; those that go on at the deadline are cancelled, and waited for. Raises none of their errors.
+
+    Cancelled: the tasks go on.
+    """
+    if not tasks:
+        return
+    _, slow = await asyncio.wait(tasks, timeout=deadline_s)
+    for task in slow:
+        task.cancel()
+    if slow:
+        await asyncio.wait(slow)

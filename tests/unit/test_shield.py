@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from orchestrator.shield import shielded
+from orchestrator.shield import ended_within, shielded
 
 pytestmark = pytest.mark.looptime
 
@@ -67,3 +67,21 @@ async def test_failing_work_is_told_and_not_raised(caplog: pytest.LogCaptureFixt
 
     assert not await shielded(work(), deadline_s=10.0, what="unmounting")
     assert "unmounting failed: no such device" in caplog.text
+
+
+async def test_tasks_that_go_on_at_the_deadline_are_cancelled_and_waited_for() -> None:
+    async def slow_to_go() -> None:
+        try:
+            await asyncio.sleep(60.0)
+        finally:
+            await asyncio.sleep(1.0)
+
+    quick, slow = asyncio.create_task(asyncio.sleep(2.0)), asyncio.create_task(slow_to_go())
+    await ended_within({quick, slow}, 10.0)
+    assert asyncio.get_running_loop().time() == 11.0
+    assert (quick.cancelled(), slow.cancelled()) == (False, True)
+
+
+async def test_no_tasks_take_no_time() -> None:
+    await ended_within(set(), 10.0)
+    assert asyncio.get_running_loop().time() == 0.0

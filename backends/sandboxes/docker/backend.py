@@ -32,7 +32,7 @@ from backends.sandboxes.listener import Listener
 from backends.server.wire import MAX_BODY, MAX_CHILDREN
 from orchestrator.errors import SandboxError, Unavailable, UsageError
 from orchestrator.protocols import SandboxLimits
-from orchestrator.shield import shielded
+from orchestrator.shield import ended_within, shielded
 from orchestrator.types import Failure, FailureKind, RunId, SandboxId
 
 if TYPE_CHECKING:
@@ -314,23 +314,13 @@ class DockerBackend:
         for chore in self._chores:
             chore.cancel()
         removing = {asyncio.create_task(self._undo(name), name=f"destroy-{name}") for name in self._containers}
-        if removing:
-            _, slow = await asyncio.wait(removing, timeout=LEAVE_S)
-            for task in slow:
-                task.cancel()
-            if slow:
-                await asyncio.wait(slow)
+        await ended_within(removing, LEAVE_S)
         left: list[str] = list(self._containers)
         if self._outposts is not None:
             left += await self._outposts.close()
         reaper, self._reaper = self._reaper, None
-        if reaper is None:
-            return
-        if left:
-            log.error("left to the reaper, for the daemon does not remove them: %s", ", ".join(left))
-            reaper.let_go()
-        else:
-            await reaper.bye()
+        if reaper is not None:
+            await reaper.leave(left)
 
     async def _draw(self, engine: Engine) -> Blueprint:
         refuse_egress(engine, self._allowed)

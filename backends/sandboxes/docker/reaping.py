@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 BYE_S: Final = 5.0
@@ -45,6 +45,14 @@ class Reaper:
             log.warning("the reaper has ended: started another (%s may say why)", self._log)
             os.close(self._pipe)
             self._pid, self._pipe = pid, pipe
+
+    async def leave(self, left: Sequence[str]) -> None:
+        """The owner goes: `bye`, or `let_go` where something is `left`, whose names the log is told."""
+        if left:
+            log.error("left to the reaper, for the daemon does not remove them: %s", ", ".join(left))
+            self.let_go()
+        else:
+            await self.bye()
 
     async def bye(self) -> None:
         """All is gone: let it end, and wait for that; for one that is held up, not for ever."""

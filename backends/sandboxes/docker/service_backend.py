@@ -30,6 +30,7 @@ from backends.sandboxes.remote.instances import Admission, described
 from backends.sandboxes.remote.known import Known, is_deterministic
 from orchestrator.errors import SandboxError, UsageError
 from orchestrator.protocols import SandboxLimits
+from orchestrator.shield import ended_within, shielded
 from orchestrator.types import Failure, FailureKind, RunId, SandboxId
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class ServiceImageBackend:
         try:
             return await container.start(self._admission)
         except BaseException as error:  # cancellation included: what was started is ended
-            await asyncio.shield(self._undo(name))
+            await shielded(self._undo(name), deadline_s=LEAVE_S, what=name)
             if isinstance(error, EngineError | OSError):
                 raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", str(error))) from None
             raise
@@ -202,20 +203,10 @@ class ServiceImageBackend:
         if self._chores:
             await asyncio.wait(self._chores)
         removing = {asyncio.create_task(self._undo(name), name=f"destroy-{name}") for name in self._containers}
-        if removing:
-            _, slow = await asyncio.wait(removing, timeout=LEAVE_S)
-            for task in slow:
-                task.cancel()
-            if slow:
-                await asyncio.wait(slow)
+        await ended_within(removing, LEAVE_S)
         reaper, self._reaper = self._reaper, None
-        if reaper is None:
-            return
-        if self._containers:
-            log.error("left to the reaper, for the daemon does not remove them: %s", ", ".join(self._containers))
-            reaper.let_go()
-        else:
-            await reaper.bye()
+        if reaper is not None:
+            await reaper.leave(list(self._containers))
 
     def _forget_engine(self) -> None:
         self._engine = None
