@@ -236,8 +236,8 @@ class Episode:
     async def _examine(self, lost: Failure) -> Trajectory | None:
         """Try the suspect alone. None: it is innocent, and its unanswered call has its answer where it was a step."""
         deaths = 0
-        while deaths < PROOFS:
-            if lost.stage == "open" and (failure := self._services.poisoned(self.key.task)) is not None:
+        while True:
+            if self.buffer.last is None and (failure := self._services.poisoned(self.key.task)) is not None:
                 return self._without_reward(Outcome.POISONED, StopReason.FAILURE, failure)
             try:
                 async with self._services.pool.quarantine() as sandbox:
@@ -245,10 +245,14 @@ class Episode:
             except SandboxLost as again:
                 self._count(again)
                 deaths += again.suspect and bool(self._accused)
-        if lost.stage == "open":
+                if deaths == PROOFS:
+                    return await self._proven(self._accused, again.failure)
+
+    async def _proven(self, accused: str, lost: Failure) -> Trajectory:
+        if accused == "open":
             failure = Failure(lost.kind, "open", f"opening the task killed its sandbox again: {lost.message}")
             return self._without_reward(Outcome.POISONED, StopReason.FAILURE, failure)
-        return await self._agent_killed(lost)
+        return await self._agent_killed(accused, lost)
 
     async def _try(self, sandbox: Sandbox, stage: str) -> Trajectory | None:
         session = await self._open(sandbox)
@@ -261,10 +265,10 @@ class Episode:
         finally:
             session.close()
 
-    async def _agent_killed(self, lost: Failure) -> Trajectory:
+    async def _agent_killed(self, accused: str, lost: Failure) -> Trajectory:
         """The agent's own action ended its sandbox, proven: the reward is what `on_agent_kill` says."""
         failure = Failure(
-            lost.kind, lost.stage, f"the agent's action ended its sandbox, {PROOFS} times alone: {lost.message}"
+            lost.kind, accused, f"the agent's action ended its sandbox, {PROOFS} times alone: {lost.message}"
         )
         stop = StopReason.AGENT_KILLED_ENV
         match self._settings.on_agent_kill:
@@ -273,7 +277,7 @@ class Episode:
             case OnAgentKill.DROP:
                 return self._without_reward(Outcome.TRUNCATED, stop, failure)
             case OnAgentKill.GRADE:
-                if lost.stage == "evaluate":  # grading itself is what dies
+                if accused == "evaluate":  # grading itself is what dies
                     return self._trajectory(Outcome.TRUNCATED, stop, Evaluation(0.0), failure)
                 return self._trajectory(Outcome.TRUNCATED, stop, await self._grade_before(), failure)
 

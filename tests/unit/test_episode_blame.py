@@ -113,6 +113,20 @@ class TestProof:
             played = await on.play()
             assert (played.outcome, played.reward, played.failure) == (Outcome.COMPLETED, 4.0, None)
 
+    async def test_what_is_proven_is_the_call_that_died_alone_not_the_one_that_raised_suspicion(self) -> None:
+        """An episode with a history is opened again; a death there makes it a suspect, and then its action kills."""
+
+        def script(call: MemoryCall) -> Fault | None:
+            if booms(call):
+                return Gone() if call.sandbox == 1 else Die()
+            return Die() if (call.sandbox, call.op) == (2, "open") else None
+
+        async with stage(Says(*BOOM), script) as on:
+            played = await on.play()
+            assert (played.outcome, played.stop_reason, played.reward) == (Outcome.TRUNCATED, KILLED, 0.0)
+            assert played.failure is not None
+            assert played.failure.stage == "step"
+
     async def test_a_death_while_the_policy_thinks_makes_no_suspect(self) -> None:
         policy = Says("one", "two", "stop", think_s=1.0)
         async with stage(policy) as on:
