@@ -2,9 +2,11 @@
 
 Owns every sandbox of the run. Each place in the pool is a task: create, serve until lost, worn or told to stop,
 destroy, begin again. Always true: a sandbox is leased only while it lives and has room; a place holds at most one
-sandbox; a worn sandbox is destroyed when its last lease is given back, and its place is filled before that; when a
-place's task ends its sandbox is destroyed, or left to the reaper after a deadline. Episodes call `lease` and
-`quarantine`; whoever enters the pool owns it; its own sweep keeps the deadlines.
+sandbox; a worn sandbox serves on until its successor has started, and is destroyed when its last lease is given back;
+when a place's task ends its sandbox is destroyed, or left to the reaper after a deadline. Where there is room for few
+sandboxes, nobody waits for ever for room that the pool itself takes up: a suspect that gets no sandbox of its own
+borrows one of the others', emptied, and one that no suspect uses is destroyed. Episodes call `lease` and `quarantine`;
+whoever enters the pool owns it; its own sweep keeps the deadlines.
 
 Where a sandbox serves a bounded number of sessions (`SandboxLimits`), `size` is how many are kept ready at most: as
 many as are asked for at this pace, beside those that are leased.
@@ -35,6 +37,10 @@ SWEEP_S: Final = 0.1
 """How often deadlines are looked at."""
 STARTS_BEFORE_GIVING_UP: Final = 4
 """Consecutive failed starts of a place, with no sandbox alive, after which the run cannot go on."""
+PATIENCE_S: Final = 5.0
+"""A suspect that has waited this long for a sandbox of its own borrows one."""
+UNUSED_S: Final = 5.0
+"""A suspect's sandbox that nobody needs is destroyed after this."""
 _FIRST_PAUSE_S: Final = 0.2
 _MAX_PAUSE_S: Final = 5.0
 
@@ -51,12 +57,17 @@ class PoolStatistics(NamedTuple):
 
 
 class _Place:
-    """One place of the pool, empty while its next sandbox starts."""
+    """One place of the pool, empty while its next sandbox starts. A suspect's is filled while it is `wanted`."""
 
-    __slots__ = ("tenancy",)
+    __slots__ = ("impatient", "since", "tenancy", "wanted")
 
-    def __init__(self) -> None:
+    def __init__(self, *, wanted: bool = True) -> None:
         self.tenancy: Tenancy | None = None
+        self.wanted = wanted
+        self.since = 0.0
+        """When it was filled, or wanted last."""
+        self.impatient = False
+        """Whether a suspect has waited long enough for a sandbox here."""
 
 
 class Pool:
@@ -127,25 +138,76 @@ class Pool:
     async def quarantine(self) -> AsyncIterator[Sandbox]:
         """A living sandbox with nobody else on it, for one suspect: a death there is its suspect's.
 
-        There are at most as many as the pool has places; they start when they are first needed. Raises RunFailed.
+        There are at most as many as the pool has places; they start when they are needed, and where one does not come,
+        a leased one is borrowed: it takes nobody in, and is the suspect's once it is empty. Raises RunFailed.
         """
         async with self._suspects:
             self._refuse_if_fatal()
-            place = self._vacant.pop() if self._vacant else self._add_quarantine()
+            place = self._vacancy()
+            place.wanted = True
+            self._changed.set()
             try:
-                while (tenancy := place.tenancy) is None or not tenancy.has_room:
-                    self._refuse_if_fatal()
-                    await self._change()
+                tenancy = await self._alone(place)
+                place.wanted = False
                 lease = Lease(tenancy)
                 try:
                     yield lease.sandbox
                 finally:
                     lease.release()
+                    self._give_back(tenancy)
             finally:
+                place.wanted = False
+                place.since = asyncio.get_running_loop().time()
                 self._vacant.append(place)
 
-    def _add_quarantine(self) -> _Place:
-        place = _Place()
+    async def _alone(self, place: _Place) -> Tenancy:
+        """The sandbox of this suspect's place, or one that was borrowed and emptied: to be leased at once."""
+        borrowed: Tenancy | None = None
+        found: Tenancy | None = None
+        patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience, place)
+        try:
+            while found is None:
+                self._refuse_if_fatal()
+                if borrowed is not None and not borrowed.open:
+                    borrowed = None  # it was lost or replaced meanwhile
+                if borrowed is None and place.impatient:
+                    borrowed = self._borrow()
+                if (own := place.tenancy) is not None and own.has_room:
+                    found = own
+                elif borrowed is not None and borrowed.leases == 0:
+                    found = borrowed
+                else:
+                    await self._change()
+            return found
+        finally:
+            patience.cancel()
+            if borrowed is not None and borrowed is not found:
+                self._give_back(borrowed)
+
+    def _lose_patience(self, place: _Place) -> None:
+        place.impatient = True
+        self._changed.set()
+
+    def _borrow(self) -> Tenancy | None:
+        open_ = [place.tenancy for place in self._places if place.tenancy is not None and place.tenancy.open]
+        free = [tenancy for tenancy in open_ if not tenancy.lent]
+        if not free:
+            return None
+        borrowed = min(free, key=_leases)
+        borrowed.lent = True
+        return borrowed
+
+    def _give_back(self, tenancy: Tenancy) -> None:
+        tenancy.lent = False
+        self._changed.set()
+
+    def _vacancy(self) -> _Place:
+        """A suspect's place: one with a sandbox, if there is one."""
+        if self._vacant:
+            place = max(self._vacant, key=_filled)
+            self._vacant.remove(place)
+            return place
+        place = _Place(wanted=False)
         self._quarantines.append(place)
         name = f"quarantine-{len(self._quarantines)}"
         self._keepers.append(self._tasks.create_task(self._keep(place), name=name))
@@ -177,7 +239,12 @@ class Pool:
         yield from self._retiring
 
     def sweep(self, now: float) -> None:
-        """Condemn every sandbox that has passed its deadline at monotonic `now`; have the worn ones replaced."""
+        """Condemn every sandbox that has passed its deadline at monotonic `now`; have the worn ones replaced, and those
+        that no suspect needs destroyed.
+        """
+        for place in self._vacant:
+            if place.tenancy is not None and now >= place.since + UNUSED_S:
+                place.tenancy.wear()
         for tenancy in self._tenancies():
             sandbox = tenancy.sandbox
             if sandbox.worn:
@@ -210,17 +277,18 @@ class Pool:
         """Keep one place filled until cancelled, or until nothing starts at all."""
         try:
             while (sandbox := await self._start(place)) is not None:
-                if place.tenancy is not None:
-                    self._retire(place.tenancy)
+                self._replace(place)
                 tenancy = place.tenancy = Tenancy(sandbox, self._limits, self._changed.set)
+                place.since, place.impatient = asyncio.get_running_loop().time(), False
                 self._changed.set()
                 await asyncio.wait(_either(sandbox.lost, tenancy.worn), return_when=asyncio.FIRST_COMPLETED)
                 if sandbox.lost.done():
                     place.tenancy = None
                     await self._end(tenancy)
+                elif place in self._quarantines:
+                    self._retire(place)
                 elif self._limits.sessions is not None:  # it would take nobody in while the next one starts
-                    place.tenancy = None
-                    self._retire(tenancy)
+                    self._replace(place)
         finally:
             if (last := place.tenancy) is not None:
                 place.tenancy = None
@@ -245,7 +313,9 @@ class Pool:
                 await asyncio.sleep(min(_FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10), _MAX_PAUSE_S))
 
     async def _needed(self, place: _Place) -> None:
-        """Until the demand asks for one sandbox more; at once where each serves any number of sessions."""
+        """Until a suspect or the demand asks for one sandbox more; at once where each serves any number of sessions."""
+        while not place.wanted:
+            await self._change()
         if self._limits.sessions is None or place in self._quarantines:
             return
         while self._ready() >= self._demand.target(asyncio.get_running_loop().time()):
@@ -267,9 +337,17 @@ class Pool:
         self._emit(SandboxStarted(sandbox.id, seconds))
         return sandbox
 
-    def _retire(self, tenancy: Tenancy) -> None:
-        """Destroy a worn sandbox when nobody holds it any more."""
-        self._recycled += 1
+    def _replace(self, place: _Place) -> None:
+        """Retire the worn sandbox of a place, if it has one."""
+        if place.tenancy is not None:
+            self._recycled += 1
+            self._retire(place)
+
+    def _retire(self, place: _Place) -> None:
+        """Destroy a place's sandbox when nobody holds it any more; the place is empty at once."""
+        assert place.tenancy is not None, "what is retired was there"
+        tenancy, place.tenancy = place.tenancy, None
+        tenancy.retire()
         task = self._tasks.create_task(self._see_off(tenancy), name=f"retire-{tenancy.sandbox.id}")
         self._retiring[tenancy] = task
 
@@ -292,6 +370,10 @@ class Pool:
                 self._emit(SandboxLeft(sandbox.id))
         finally:
             self._changed.set()
+
+
+def _filled(place: _Place) -> bool:
+    return place.tenancy is not None
 
 
 def _leases(tenancy: Tenancy) -> tuple[bool, int]:

@@ -11,6 +11,7 @@ Always true: a lost sandbox answers nothing more, and every call that waits at t
 from __future__ import annotations
 
 import asyncio
+import sys
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from orchestrator.types import EpisodeSpec
 
 TASKS: Final = 64
+START_S: Final = 60.0
+"""A sandbox for which there has been no room this long is not started."""
 
 
 class MemoryStatistics(NamedTuple):
@@ -48,7 +51,10 @@ class MemoryStatistics(NamedTuple):
 
 
 class MemoryBackend:
-    """See the module's docstring. `script` decides each call's fault; None answers truthfully."""
+    """See the module's docstring. `script` decides each call's fault; None answers truthfully.
+
+    There is `room` for so many sandboxes; those that are created beyond wait until one is destroyed, in their order.
+    """
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class MemoryBackend:
         deterministic: bool = True,
         max_turns: int = 64,
         limits: SandboxLimits | None = None,
+        room: int = sys.maxsize,
     ) -> None:
         self.environment = "memory"
         self.limits = limits or SandboxLimits()
@@ -65,6 +72,7 @@ class MemoryBackend:
         self.with_solutions = False
         self.call_limit_s = 60.0
         self._script = script
+        self._room = asyncio.Semaphore(room)
         self._run = RunId("")
         self._started = 0
         self._calls = 0
@@ -86,7 +94,16 @@ class MemoryBackend:
         """See `Backend.create`."""
         self._started += 1
         number = self._started
-        await self._pause(self.ask(MemoryCall(number, "create")), FailureKind.SANDBOX_START)
+        try:
+            async with asyncio.timeout(START_S):
+                await self._room.acquire()
+        except TimeoutError:
+            raise SandboxError(Failure(FailureKind.SANDBOX_START, "start", "there is no room")) from None
+        try:
+            await self._pause(self.ask(MemoryCall(number, "create")), FailureKind.SANDBOX_START)
+        except BaseException:
+            self._room.release()
+            raise
         sandbox = MemorySandbox(self, number)
         self.live[sandbox.id] = sandbox
         return sandbox
@@ -129,6 +146,7 @@ class MemoryBackend:
     def _end(self, sandbox: SandboxId) -> None:
         ended = self.live.pop(sandbox, None)
         if ended is not None:
+            self._room.release()
             ended.condemn(Failure(FailureKind.SANDBOX_LOST, "call", "the sandbox was destroyed"))
 
 

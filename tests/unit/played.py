@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,7 @@ async def stage(
     sandboxes: int = 1,
     deterministic: bool = True,
     limits: SandboxLimits | None = None,
+    room: int = sys.maxsize,
     **changes: Any,
 ) -> AsyncIterator[Stage]:
     """Enter a backend and a pool. `changes` are settings of the episodes."""
@@ -130,7 +132,7 @@ async def stage(
         on_agent_kill=OnAgentKill.ZERO,
     )
     events: list[Event] = []
-    backend = MemoryBackend(script, deterministic=deterministic, limits=limits)
+    backend = MemoryBackend(script, deterministic=deterministic, limits=limits, room=room)
     backend.configure(run=RunId("test"), with_solutions=policy.needs_solutions, logs=None, call_limit_s=CALL_LIMIT_S)
     async with backend, Pool(backend, sandboxes, events.append) as pool:
         yield Stage(backend, pool, policy, replace(settings, **changes), events)

@@ -1,0 +1,226 @@
+"""A pool where there is room for as many sandboxes as it has places, or for fewer: in virtual time, in memory.
+
+Whoever waits for room must not wait for the pool's own sandboxes for ever: nobody here has another way out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+from played import Says, stage
+
+from orchestrator.pool import PATIENCE_S, UNUSED_S
+from orchestrator.protocols import SandboxLimits
+from orchestrator.testing import Die, MemoryCall, Slow
+from orchestrator.types import EpisodeKey, Failure, FailureKind, Outcome, StopReason
+
+if TYPE_CHECKING:
+    from orchestrator.pool import Pool
+    from orchestrator.testing.script import Fault
+
+pytestmark = pytest.mark.looptime
+
+NOBODY = Says()
+ALONE = SandboxLimits(sessions=1, episodes=1)
+LOST = Failure(FailureKind.SANDBOX_LOST, "call", "gone")
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def hold(pool: Pool, seconds: float) -> str:
+    """Be a suspect; which sandbox it had."""
+    async with pool.quarantine() as alone:
+        await asyncio.sleep(seconds)
+        return alone.id
+
+
+class TestBorrowed:
+    async def test_a_suspect_without_room_has_the_one_there_is_once_it_is_empty(self) -> None:
+        async with stage(NOBODY, room=1) as on:
+            leases = [await on.pool.lease() for _ in range(3)]
+            suspect = asyncio.create_task(hold(on.pool, 2.0))
+            await asyncio.sleep(PATIENCE_S - 1)
+            early = await on.pool.lease()
+            await asyncio.sleep(2)
+            late = asyncio.create_task(on.pool.lease())
+            await asyncio.sleep(30)
+            assert not suspect.done(), "it is in use"
+            assert not late.done(), "it takes nobody in"
+            for lease in (*leases, early):
+                lease.release()
+            emptied = now()
+            assert await suspect == leases[0].sandbox.id
+            assert now() == emptied + 2.0
+            assert (await late).sandbox is leases[0].sandbox
+            assert now() == emptied + 2.0
+
+    async def test_the_next_suspect_does_not_wait_again_for_what_does_not_come(self) -> None:
+        async with stage(NOBODY, room=1) as on:
+            await asyncio.sleep(1)
+            await hold(on.pool, 1.0)
+            began = now()
+            for _ in range(10):
+                await hold(on.pool, 1.0)
+            assert now() == began + 10.0
+
+    async def test_with_room_it_has_one_of_its_own_at_once(self) -> None:
+        async with stage(NOBODY, room=2) as on:
+            lease = await on.pool.lease()
+            assert await hold(on.pool, 1.0) != lease.sandbox.id
+            assert now() == 1.0
+
+    async def test_nothing_is_borrowed_any_more_when_its_own_comes(self) -> None:
+        async with stage(NOBODY, sandboxes=2, room=3) as on:
+            await asyncio.sleep(1)
+            leases = [await on.pool.lease() for _ in range(4)]
+            first = asyncio.create_task(hold(on.pool, PATIENCE_S + 1))
+            await asyncio.sleep(0.1)
+            second = asyncio.create_task(hold(on.pool, 1.0))
+            leases[0].sandbox.condemn(LOST)  # its successor stands behind the second suspect
+            await asyncio.sleep(PATIENCE_S)
+            assert len({first, second} & {task for task in (first, second) if task.done()}) == 1
+            more = [await on.pool.lease() for _ in range(4)]
+            assert {lease.sandbox.id for lease in more} <= set(on.backend.live)
+
+    async def test_a_borrowed_one_that_dies_is_borrowed_no_more(self) -> None:
+        async with stage(NOBODY, room=1) as on:
+            lease = await on.pool.lease()
+            suspect = asyncio.create_task(hold(on.pool, 1.0))
+            await asyncio.sleep(PATIENCE_S + 1)
+            lease.sandbox.condemn(LOST)
+            lease.release()
+            assert await suspect != lease.sandbox.id
+            assert (await on.pool.lease()).sandbox.id in on.backend.live
+
+    async def test_a_cancelled_suspect_gives_it_back(self) -> None:
+        async with stage(NOBODY, room=1) as on:
+            lease = await on.pool.lease()
+            suspect = asyncio.create_task(hold(on.pool, 1.0))
+            await asyncio.sleep(PATIENCE_S + 1)
+            waiting = asyncio.create_task(on.pool.lease())
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            suspect.cancel()
+            assert (await waiting).sandbox is lease.sandbox
+
+    async def test_one_that_serves_one_episode_is_borrowed_while_it_is_ready(self) -> None:
+        async with stage(NOBODY, room=1, limits=ALONE) as on:
+            await asyncio.sleep(1)
+            [ready] = on.backend.live
+            assert await hold(on.pool, 1.0) == ready
+            assert (await on.pool.lease()).sandbox.id != ready
+
+
+class TestUnused:
+    async def test_a_suspects_one_gives_way(self) -> None:
+        """A regular one was lost, and a suspect was first in the queue for its room."""
+
+        def script(call: MemoryCall) -> Fault | None:
+            return Slow(1.0) if call == MemoryCall(1, "destroy") else None
+
+        async with stage(NOBODY, script, room=1) as on:
+            (await on.pool.lease()).sandbox.condemn(LOST)
+            suspect = await hold(on.pool, 0.5)
+            ends = now()
+            assert (await on.pool.lease()).sandbox.id != suspect
+            assert now() <= ends + UNUSED_S + 0.2
+            assert suspect not in on.backend.live
+
+    async def test_it_is_there_for_the_next_suspect_until_then(self) -> None:
+        async with stage(NOBODY) as on:
+            first = await hold(on.pool, 1.0)
+            await asyncio.sleep(UNUSED_S - 1)
+            assert await hold(on.pool, 1.0) == first
+            await asyncio.sleep(UNUSED_S + 1)
+            assert first not in on.backend.live
+            assert on.pool.statistics().recycled == 0, "it was not worn"
+            assert await hold(on.pool, 1.0) != first
+
+
+async def test_a_worn_one_that_was_empty_for_a_while_is_kept_from_whoever_leases_it() -> None:
+    """Its successor starts slowly; it serves on, and is not destroyed under those that it serves."""
+
+    def script(call: MemoryCall) -> Fault | None:
+        return Slow(10.0) if call == MemoryCall(2, "create") else None
+
+    async with stage(NOBODY, script, limits=SandboxLimits(episodes=1)) as on:
+        (await on.pool.lease()).release()
+        await asyncio.sleep(1)
+        lease = await on.pool.lease()
+        await asyncio.sleep(60)
+        assert not lease.sandbox.lost.done()
+        lease.release()
+        await asyncio.sleep(1)
+        assert lease.sandbox.id not in on.backend.live
+
+
+@pytest.mark.parametrize("limits", [SandboxLimits(), ALONE, SandboxLimits(sessions=2, episodes=5)])
+@pytest.mark.parametrize("room", [1, 2, 4])
+async def test_an_agent_that_kills_is_found_out_and_the_rest_completes(limits: SandboxLimits, room: int) -> None:
+    killers = {f"memory_{n}" for n in range(3)}
+
+    def script(call: MemoryCall) -> Fault | None:
+        return Die() if call.op == "step" and call.task in killers and call.turn == 2 else None
+
+    policy = Says("one", "two", "three", "stop", think_s=1.0)
+    async with stage(policy, script, sandboxes=4, room=room, limits=limits) as on:
+        async with asyncio.timeout(600):
+            played = await on.play_all([EpisodeKey(f"memory_{n}", 0, 0) for n in range(12)])
+        for key, trajectory in played.items():
+            assert trajectory.outcome is (Outcome.TRUNCATED if key.task in killers else Outcome.COMPLETED)
+            assert (trajectory.stop_reason is StopReason.AGENT_KILLED_ENV) == (key.task in killers)
+
+
+@pytest.mark.parametrize("limits", [SandboxLimits(), ALONE, SandboxLimits(sessions=2, episodes=5)])
+@pytest.mark.parametrize("seed", range(8))
+async def test_any_history(limits: SandboxLimits, seed: int) -> None:
+    """Leases, suspects, losses and cancellations at random: everybody has a turn, and a suspect has nobody beside."""
+    rng = random.Random(seed)
+    holders: dict[str, int] = {}
+    suspects: set[str] = set()
+
+    def script(call: MemoryCall) -> Fault | None:
+        return Slow(rng.random()) if call.op == "create" else None
+
+    async def leases(pool: Pool) -> None:
+        await asyncio.sleep(rng.random() * 30)
+        lease = await pool.lease()
+        name = lease.sandbox.id
+        assert name not in suspects
+        holders[name] = holders.get(name, 0) + 1
+        try:
+            await asyncio.sleep(rng.random() * 3)
+            if rng.random() < 0.1:
+                lease.sandbox.condemn(LOST)
+        finally:
+            holders[name] -= 1
+            lease.release()
+
+    async def is_suspect(pool: Pool) -> None:
+        await asyncio.sleep(rng.random() * 30)
+        async with pool.quarantine() as alone:
+            assert not holders.get(alone.id)
+            assert alone.id not in suspects
+            suspects.add(alone.id)
+            try:
+                await asyncio.sleep(rng.random())
+                if rng.random() < 0.3:
+                    alone.condemn(LOST)
+            finally:
+                suspects.discard(alone.id)
+
+    async with stage(NOBODY, script, sandboxes=3, room=rng.randint(1, 3), limits=limits) as on:
+        tasks = [asyncio.create_task((is_suspect if n % 4 == 0 else leases)(on.pool)) for n in range(80)]
+        for task in rng.sample(tasks, 10):
+            await asyncio.sleep(rng.random())
+            task.cancel()
+        _, waiting = await asyncio.wait(tasks, timeout=600)
+        assert not waiting
+        for task in tasks:
+            assert task.cancelled() or task.exception() is None
+        assert on.pool.statistics().leases == 0
