@@ -32,6 +32,8 @@ def draw(name: str, report: Report, path: Path) -> Path:
             _agentscope(axes, report)
         case "webshop":
             _webshop(axes, report)
+        case "appworld":
+            _appworld(axes, report)
         case "docker-faults":
             _docker_faults(axes, report)
         case "ray":
@@ -93,6 +95,15 @@ def _webshop(axes: Axes, report: Report) -> None:
             axes.plot(times, share, label=f"{row['side']}, {len(times):,}")
     axes.set(xscale="log", xlabel="milliseconds", ylabel="done within, %", title="WebShop: every step and search")
     axes.legend()
+
+
+def _appworld(axes: Axes, report: Report) -> None:
+    axes.plot([row["create_ms"] for row in report.rounds], [row["mib"] for row in report.rounds], "o")
+    axes.set(
+        xlabel="milliseconds to open", ylabel="MiB after the task", title="AppWorld: every world, all alive at once"
+    )
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
 
 
 def _docker(axes: Axes, report: Report) -> None:

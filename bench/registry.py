@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from bench.agentscope import agentscope
+from bench.appworld import appworld
 from bench.density import density
 from bench.docker import docker
 from bench.docker_faults import docker_faults
@@ -38,6 +39,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "docker": docker,
     "docker-faults": docker_faults,
     "webshop": webshop,
+    "appworld": appworld,
     "agentscope": agentscope,
     "ray": ray,
 }

@@ -1,13 +1,9 @@
-"""AppWorld behind a server: what a session cannot reach, what its death costs, and what sixteen worlds take."""
+"""AppWorld behind a server: what a session cannot reach, what its death costs, and sixteen worlds at once."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import appworld_tasks
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
     from orchestrator.protocols import Sandbox, Session
 
 LIVE = 16
-TICKS = os.sysconf("SC_CLK_TCK")
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -53,16 +48,6 @@ def below(pid: int) -> list[int]:
     """The processes of a server's sessions: the children of the one that it forks them from."""
     [zygote] = children(pid)
     return [child.pid for child in children(zygote.pid)]
-
-
-def pss_mib(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 @pytest.mark.skipif(not version(), reason="this kernel has no Landlock")
@@ -115,23 +100,9 @@ async def test_a_death_is_one_session_s_own(sandbox: Sandbox) -> None:
 async def test_sixteen_worlds_live_at_once(sandbox: Sandbox) -> None:
     tasks = appworld_tasks.tasks()
     chosen = [tasks[n % len(tasks)] for n in range(LIVE)]
-    sessions, wall = [], []
-    for task in chosen:
-        began = time.perf_counter()
-        sessions.append((await sandbox.open(spec(task.id, step_timeout_s=60)))[0])
-        wall.append(time.perf_counter() - began)
-    pids = await asyncio.to_thread(below, sandbox.statistics().pid)
-    opening = sorted([await asyncio.to_thread(cpu_s, pid) for pid in pids])
-    assert len(pids) == LIVE
+    sessions = [(await sandbox.open(spec(task.id, step_timeout_s=60)))[0] for task in chosen]
+    assert len(await asyncio.to_thread(below, sandbox.statistics().pid)) == LIVE
     async with asyncio.TaskGroup() as group:
         steps = [group.create_task(s.step(says(t.solution))) for s, t in zip(sessions, chosen, strict=True)]
     assert all(step.result().done for step in steps)
-    sizes = sorted([await asyncio.to_thread(pss_mib, pid) for pid in pids])
-    grades = [(await session.evaluate()).reward for session in sessions]
-    sys.stdout.write(
-        f"{LIVE} live worlds, each after its task: {sizes[0]:.0f}-{sizes[-1]:.0f} MiB PSS; opened warm in "
-        f"{sorted(wall)[LIVE // 2]:.3f} s in the middle, {opening[LIVE // 2]:.2f} s of CPU\n"
-    )
-    assert grades == [1.0] * LIVE
-    assert sizes[-1] <= 70
-    assert opening[LIVE // 2] <= 0.3
+    assert [(await session.evaluate()).reward for session in sessions] == [1.0] * LIVE
