@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -235,7 +236,7 @@ class Episode:
 
     async def _examine(self, lost: Failure) -> Trajectory | None:
         """Try the suspect alone. None: it is innocent, and its unanswered call has its answer where it was a step."""
-        deaths = 0
+        deaths = Counter[str]()
         while True:
             if self.buffer.last is None and (failure := self._services.poisoned(self.key.task)) is not None:
                 return self._without_reward(Outcome.POISONED, StopReason.FAILURE, failure)
@@ -244,9 +245,10 @@ class Episode:
                     return await self._try(sandbox, lost.stage)
             except SandboxLost as again:
                 self._count(again)
-                deaths += again.suspect and bool(self._accused)
-                if deaths == PROOFS:
-                    return await self._proven(self._accused, again.failure)
+                accused = self._accused if again.suspect else ""
+                deaths[accused] += 1
+                if accused and deaths[accused] == PROOFS:
+                    return await self._proven(accused, again.failure)
 
     async def _proven(self, accused: str, lost: Failure) -> Trajectory:
         if accused == "open":

@@ -2,11 +2,11 @@
 
 Owns every sandbox of the run. Each place in the pool is a task: create, serve until lost, worn or told to stop,
 destroy, begin again. Always true: a sandbox is leased only while it lives and has room; a place holds at most one
-sandbox; a worn sandbox serves on until its successor has started, and is destroyed when its last lease is given back;
-when a place's task ends its sandbox is destroyed, or left to the reaper after a deadline. Where there is room for few
-sandboxes, nobody waits for ever for room that the pool itself takes up: a suspect that gets no sandbox of its own
-borrows one of the others', emptied, and one that no suspect uses is destroyed. Episodes call `lease` and `quarantine`;
-whoever enters the pool owns it; its own sweep keeps the deadlines.
+sandbox; a worn sandbox that still has room serves on until its successor has started, and is destroyed when its last
+lease is given back; when a place's task ends its sandbox is destroyed, or left to the reaper after a deadline. Where
+there is room for few sandboxes, nobody waits for ever for room that the pool itself takes up: suspects that get no
+sandbox of their own borrow a regular one, emptied, one after the other, and one that no suspect uses is destroyed.
+Episodes call `lease` and `quarantine`; whoever enters the pool owns it; its own sweep keeps the deadlines.
 
 Where a sandbox serves a bounded number of sessions (`SandboxLimits`), `size` is how many are kept ready at most: as
 many as are asked for at this pace, beside those that are leased.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from orchestrator.demand import Demand
@@ -71,9 +72,9 @@ class _Place:
 
 
 class Pool:
-    """See the module's docstring."""
+    """See the module's docstring. `lends`: whether suspects may borrow: not where leases have no end of their own."""
 
-    def __init__(self, backend: Backend, size: int, emit: Listener) -> None:
+    def __init__(self, backend: Backend, size: int, emit: Listener, *, lends: bool = True) -> None:
         self._backend = backend
         self._limits = backend.limits
         self._emit = emit
@@ -82,6 +83,13 @@ class Pool:
         self._quarantines: list[_Place] = []
         self._vacant: list[_Place] = []
         self._suspects = asyncio.Semaphore(size)
+        self._queue = 0
+        """Suspects that wait for a sandbox."""
+        self._seeking: set[_Place] = set()
+        """The places of those among them whose turn it is."""
+        self._lends = lends
+        self._lent: list[Tenancy] = []
+        """Sandboxes that wait for suspects, or are being emptied for them."""
         self._retiring: dict[Tenancy, asyncio.Task[None]] = {}
         self._demand = Demand(size)
         self._starting = 0
@@ -92,8 +100,10 @@ class Pool:
         self._keepers: list[asyncio.Task[None]] = []
         self._fatal: Failure | None = None
         self._given_up = asyncio.Event()
+        self._closed: asyncio.Future[None]
 
     async def __aenter__(self) -> Self:
+        self._closed = asyncio.get_running_loop().create_future()
         await self._tasks.__aenter__()
         self._keepers = [
             self._tasks.create_task(self._keep(place), name=f"pool-{n}") for n, place in enumerate(self._places)
@@ -104,8 +114,9 @@ class Pool:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._fatal = self._fatal or Failure(FailureKind.SANDBOX_START, "start", "the pool is closed")
         self._changed.set()
-        for task in (*self._keepers, *self._retiring.values()):
-            task.cancel()
+        self._closed.set_result(None)
+        for keeper in self._keepers:
+            keeper.cancel()
         await self._tasks.__aexit__(None, None, None)
 
     async def lease(self, *, opens: bool = True) -> Lease:
@@ -138,68 +149,75 @@ class Pool:
     async def quarantine(self) -> AsyncIterator[Sandbox]:
         """A living sandbox with nobody else on it, for one suspect: a death there is its suspect's.
 
-        There are at most as many as the pool has places; they start when they are needed, and where one does not come,
-        a leased one is borrowed: it takes nobody in, and is the suspect's once it is empty. Raises RunFailed.
+        There are at most as many as the pool has places. They start when they are needed; where one does not come, a
+        regular one is borrowed: it takes nobody in, and is the suspects' once it is empty. Raises RunFailed.
         """
-        async with self._suspects:
-            self._refuse_if_fatal()
+        self._refuse_if_fatal()
+        place, tenancy = await self._admit()
+        lease = Lease(tenancy)
+        try:
+            yield lease.sandbox
+        finally:
+            lease.release()
+            self._vacate(place)
+            if tenancy.lent and tenancy.open:
+                self._lent.append(tenancy)  # for the next one
+            self._settle_loans()
+
+    async def _admit(self) -> tuple[_Place, Tenancy]:
+        """A suspect's place, and a sandbox to be leased at once, when it is its turn."""
+        self._queue += 1
+        try:
+            await self._suspects.acquire()
             place = self._vacancy()
-            place.wanted = True
-            self._changed.set()
             try:
-                tenancy = await self._alone(place)
-                place.wanted = False
-                lease = Lease(tenancy)
-                try:
-                    yield lease.sandbox
-                finally:
-                    lease.release()
-                    self._give_back(tenancy)
-            finally:
-                place.wanted = False
-                place.since = asyncio.get_running_loop().time()
-                self._vacant.append(place)
+                return place, await self._alone(place)
+            except BaseException:
+                self._vacate(place)
+                raise
+        finally:
+            self._queue -= 1
+            self._settle_loans()
 
     async def _alone(self, place: _Place) -> Tenancy:
-        """The sandbox of this suspect's place, or one that was borrowed and emptied: to be leased at once."""
-        borrowed: Tenancy | None = None
-        found: Tenancy | None = None
-        patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience, place)
+        """The sandbox of this suspect's place, or a lent one that is empty."""
+        loop = asyncio.get_running_loop()
+        patient_until = loop.time() + PATIENCE_S
+        place.wanted = True
+        self._seeking.add(place)
+        self._changed.set()
         try:
-            while found is None:
+            while True:
                 self._refuse_if_fatal()
-                if borrowed is not None and not borrowed.open:
-                    borrowed = None  # it was lost or replaced meanwhile
-                if borrowed is None and place.impatient:
-                    borrowed = self._borrow()
                 if (own := place.tenancy) is not None and own.has_room:
-                    found = own
-                elif borrowed is not None and borrowed.leases == 0:
-                    found = borrowed
-                else:
-                    await self._change()
-            return found
+                    return own
+                place.impatient = place.impatient or loop.time() >= patient_until
+                self._lend()
+                for tenancy in self._lent:
+                    if tenancy.empty:
+                        self._lent.remove(tenancy)
+                        return tenancy
+                await self._change()  # the sweep has it look again, for its patience and for calls that end
         finally:
-            patience.cancel()
-            if borrowed is not None and borrowed is not found:
-                self._give_back(borrowed)
+            place.wanted = False
+            self._seeking.discard(place)
 
-    def _lose_patience(self, place: _Place) -> None:
-        place.impatient = True
-        self._changed.set()
-
-    def _borrow(self) -> Tenancy | None:
+    def _lend(self) -> None:
+        """Have a regular sandbox emptied for each suspect that is out of patience."""
+        self._lent = [tenancy for tenancy in self._lent if tenancy.open]  # the others were lost or replaced
+        wanted = sum(place.impatient for place in self._seeking) if self._lends else 0
         open_ = [place.tenancy for place in self._places if place.tenancy is not None and place.tenancy.open]
-        free = [tenancy for tenancy in open_ if not tenancy.lent]
-        if not free:
-            return None
-        borrowed = min(free, key=_leases)
-        borrowed.lent = True
-        return borrowed
+        free = sorted((tenancy for tenancy in open_ if not tenancy.lent), key=_leases)
+        for tenancy in free[: max(wanted - len(self._lent), 0)]:
+            tenancy.lent = True
+            self._lent.append(tenancy)
 
-    def _give_back(self, tenancy: Tenancy) -> None:
-        tenancy.lent = False
-        self._changed.set()
+    def _settle_loans(self) -> None:
+        """Give back what no suspect waits for, the busiest first."""
+        self._lent.sort(key=_leases)
+        while len(self._lent) > self._queue:
+            self._lent.pop().lent = False
+            self._changed.set()
 
     def _vacancy(self) -> _Place:
         """A suspect's place: one with a sandbox, if there is one."""
@@ -212,6 +230,11 @@ class Pool:
         name = f"quarantine-{len(self._quarantines)}"
         self._keepers.append(self._tasks.create_task(self._keep(place), name=name))
         return place
+
+    def _vacate(self, place: _Place) -> None:
+        place.since = asyncio.get_running_loop().time()
+        self._vacant.append(place)
+        self._suspects.release()
 
     def _refuse_if_fatal(self) -> None:
         if self._fatal is not None:
@@ -245,6 +268,8 @@ class Pool:
         for place in self._vacant:
             if place.tenancy is not None and now >= place.since + UNUSED_S:
                 place.tenancy.wear()
+        if self._seeking:
+            self._changed.set()
         for tenancy in self._tenancies():
             sandbox = tenancy.sandbox
             if sandbox.worn:
@@ -280,6 +305,7 @@ class Pool:
                 self._replace(place)
                 tenancy = place.tenancy = Tenancy(sandbox, self._limits, self._changed.set)
                 place.since, place.impatient = asyncio.get_running_loop().time(), False
+                self._lend()  # before somebody else leases it
                 self._changed.set()
                 await asyncio.wait(_either(sandbox.lost, tenancy.worn), return_when=asyncio.FIRST_COMPLETED)
                 if sandbox.lost.done():
@@ -289,6 +315,8 @@ class Pool:
                     self._retire(place)
                 elif self._limits.sessions is not None:  # it would take nobody in while the next one starts
                     self._replace(place)
+                else:
+                    sandbox.lost.add_done_callback(partial(self._lost_meanwhile, place, tenancy))
         finally:
             if (last := place.tenancy) is not None:
                 place.tenancy = None
@@ -296,7 +324,7 @@ class Pool:
 
     async def _start(self, place: _Place) -> Sandbox | None:
         """A started sandbox, once one more is needed; None where nothing can be started at all."""
-        failures = 0
+        failures = in_vain = 0
         while True:
             await self._needed(place)
             try:
@@ -304,13 +332,17 @@ class Pool:
             except SandboxError as error:
                 self._failed_starts += 1
                 failures += 1
-                if failures >= STARTS_BEFORE_GIVING_UP and not any(self.sandboxes()):
+                in_vain = 0 if self._any_alive() else in_vain + 1
+                if in_vain >= STARTS_BEFORE_GIVING_UP and place in self._places:
                     self._fatal = error.failure
                     self._given_up.set()
                     self._changed.set()
                     return None
                 self._emit(SandboxEnded(_NOT_STARTED, error.failure, 0))
                 await asyncio.sleep(min(_FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10), _MAX_PAUSE_S))
+
+    def _any_alive(self) -> bool:
+        return any(not sandbox.lost.done() for sandbox in self.sandboxes())
 
     async def _needed(self, place: _Place) -> None:
         """Until a suspect or the demand asks for one sandbox more; at once where each serves any number of sessions."""
@@ -337,6 +369,11 @@ class Pool:
         self._emit(SandboxStarted(sandbox.id, seconds))
         return sandbox
 
+    def _lost_meanwhile(self, place: _Place, tenancy: Tenancy, lost: asyncio.Future[Failure]) -> None:
+        """A worn sandbox has died before its successor started."""
+        if place.tenancy is tenancy:
+            self._retire(place)
+
     def _replace(self, place: _Place) -> None:
         """Retire the worn sandbox of a place, if it has one."""
         if place.tenancy is not None:
@@ -352,8 +389,9 @@ class Pool:
         self._retiring[tenancy] = task
 
     async def _see_off(self, tenancy: Tenancy) -> None:
+        ends = _either(tenancy.sandbox.lost, tenancy.idle, self._closed)
         try:
-            await asyncio.wait(_either(tenancy.sandbox.lost, tenancy.idle), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await self._end(tenancy)
             del self._retiring[tenancy]

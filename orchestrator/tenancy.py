@@ -61,6 +61,11 @@ class Tenancy:
         sessions = self._limits.sessions
         return self.open and not self.lent and (sessions is None or self.leases < sessions)
 
+    @property
+    def empty(self) -> bool:
+        """Whether it lives, nobody holds it, and no call that was given up is still at work."""
+        return self.open and self.leases == 0 and self.sandbox.statistics().pending == 0
+
     def take(self, *, opens: bool) -> None:
         """One lease more; `opens` says whether a session will be opened under it."""
         self.leases += 1

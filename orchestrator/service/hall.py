@@ -105,7 +105,7 @@ class Hall:
     @property
     def alive(self) -> bool:
         """Whether at least one sandbox of it is up."""
-        return self._pool is not None and self._pool.statistics().live > 0
+        return self._pool is not None and any(self._pool.sandboxes())
 
     def statistics(self) -> PoolStatistics | None:
         """Its pool's counts; None while there is none."""
@@ -135,7 +135,7 @@ class Hall:
         backend = self._make()
         run = RunId(f"serve-{uuid4().hex[:12]}")
         backend.configure(run=run, with_solutions=False, logs=self._logs, call_limit_s=self._step_s + GRACE_S)
-        async with backend, Pool(backend, self._size, self._note) as pool:
+        async with backend, Pool(backend, self._size, self._note, lends=False) as pool:
             self._pool = pool
             if not self._up.done():
                 self._up.set_result(None)

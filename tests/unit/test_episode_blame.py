@@ -127,6 +127,21 @@ class TestProof:
             assert played.failure is not None
             assert played.failure.stage == "step"
 
+    async def test_a_death_of_each_of_two_calls_proves_nothing(self) -> None:
+        """The time is up during a step, and grading dies; alone, the step dies once, and then grading once."""
+        calls = Counter[str]()
+
+        def script(call: MemoryCall) -> Fault | None:
+            calls[call.op] += 1
+            if call.op == "step":
+                return {1: Slow(4.0), 2: Die()}.get(calls["step"])
+            return Die() if call.op == "evaluate" and calls["evaluate"] <= 2 else None
+
+        async with stage(Says("one", "stop"), script, time_budget_s=2.0) as on:
+            played = await on.play()
+            assert (played.stop_reason, played.failure) == (StopReason.TIME_BUDGET, None)
+            assert calls["evaluate"] > 2
+
     async def test_a_death_while_the_policy_thinks_makes_no_suspect(self) -> None:
         policy = Says("one", "two", "stop", think_s=1.0)
         async with stage(policy) as on:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from played import Says, stage
 
-from orchestrator.pool import PATIENCE_S, UNUSED_S
+from orchestrator.errors import RunFailed
+from orchestrator.pool import PATIENCE_S, UNUSED_S, Pool
 from orchestrator.protocols import SandboxLimits
-from orchestrator.testing import Die, MemoryCall, Slow
-from orchestrator.types import EpisodeKey, Failure, FailureKind, Outcome, StopReason
+from orchestrator.testing import Die, MemoryBackend, MemoryCall, Slow
+from orchestrator.types import EpisodeKey, Failure, FailureKind, Outcome, RunId, StopReason
 
 if TYPE_CHECKING:
-    from orchestrator.pool import Pool
     from orchestrator.testing.script import Fault
 
 pytestmark = pytest.mark.looptime
@@ -115,6 +116,46 @@ class TestBorrowed:
             assert await hold(on.pool, 1.0) == ready
             assert (await on.pool.lease()).sandbox.id != ready
 
+    async def test_one_on_which_a_call_is_still_at_work_is_not_empty(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its caller has given it up, and the lease with it; its deadline may yet end the sandbox."""
+        async with stage(NOBODY, room=1) as on:
+            lease = await on.pool.lease()
+            counts = lease.sandbox.statistics()
+            monkeypatch.setattr(lease.sandbox, "statistics", lambda: replace(counts, pending=1))
+            lease.release()
+            suspect = asyncio.create_task(hold(on.pool, 1.0))
+            await asyncio.sleep(PATIENCE_S + 10)
+            assert not suspect.done()
+            monkeypatch.undo()
+            began = now()
+            await suspect
+            assert now() <= began + 1.2
+
+    async def test_suspects_have_it_one_after_the_other_before_anybody_else(self) -> None:
+        async with stage(NOBODY, room=1) as on:
+            lease = await on.pool.lease()
+            suspects = [asyncio.create_task(hold(on.pool, 1.0)) for _ in range(20)]
+            await asyncio.sleep(PATIENCE_S + 1)
+            others = [asyncio.create_task(on.pool.lease()) for _ in range(20)]
+            await asyncio.sleep(1)
+            suspects.pop().cancel()
+            lease.release()
+            began = now()
+            await asyncio.wait(suspects)
+            assert now() == began + 19.0
+            await asyncio.wait(others)
+            assert now() == began + 19.0
+
+    async def test_nothing_is_lent_where_leases_may_have_no_end(self) -> None:
+        backend = MemoryBackend(room=1)
+        backend.configure(run=RunId("r"), with_solutions=False, logs=None, call_limit_s=1.0)
+        async with backend, Pool(backend, 1, lambda event: None, lends=False) as pool:
+            lease = await pool.lease()
+            suspect = asyncio.create_task(hold(pool, 1.0))
+            await asyncio.sleep(1000)
+            assert (await pool.lease()).sandbox is lease.sandbox
+            suspect.cancel()
+
 
 class TestUnused:
     async def test_a_suspects_one_gives_way(self) -> None:
@@ -140,6 +181,58 @@ class TestUnused:
             assert first not in on.backend.live
             assert on.pool.statistics().recycled == 0, "it was not worn"
             assert await hold(on.pool, 1.0) != first
+
+
+async def test_a_worn_one_that_dies_before_its_successor_has_room_gives_way() -> None:
+    async with stage(NOBODY, room=1, limits=SandboxLimits(episodes=1)) as on:
+        first = await on.pool.lease()
+        first.release()
+        await asyncio.sleep(1)
+        first.sandbox.condemn(LOST)
+        assert (await on.pool.lease()).sandbox is not first.sandbox
+        assert now() == pytest.approx(1.0)
+
+
+async def test_a_worn_one_that_has_died_does_not_count_as_alive() -> None:
+    def script(call: MemoryCall) -> Fault | None:
+        return Die() if call.op == "create" and call.sandbox > 1 else None
+
+    async with stage(NOBODY, script, limits=SandboxLimits(episodes=1)) as on:
+        first = await on.pool.lease()
+        first.release()
+        await asyncio.sleep(1)
+        first.sandbox.condemn(LOST)
+        with pytest.raises(RunFailed):
+            await on.pool.lease()
+
+
+@pytest.mark.parametrize("before", [175.0, 235.0, 240.0, 300.0])
+async def test_a_suspect_that_found_no_room_ends_no_run(before: float) -> None:
+    """Starts of its sandbox have failed one after the other; then the regular one dies, and is slow to be destroyed."""
+
+    def script(call: MemoryCall) -> Fault | None:
+        return Slow(3.0) if call == MemoryCall(1, "destroy") else None
+
+    async with stage(NOBODY, script, room=1) as on:
+        lease = await on.pool.lease()
+        suspect = asyncio.create_task(hold(on.pool, 1.0))
+        await asyncio.sleep(before)
+        lease.sandbox.condemn(LOST)
+        lease.release()
+        assert (await on.pool.lease()).sandbox is not lease.sandbox
+        await suspect
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_one_that_is_seen_off_as_the_pool_closes_is_destroyed_by_it(turns: int) -> None:
+    backend = MemoryBackend(limits=ALONE)
+    backend.configure(run=RunId("r"), with_solutions=False, logs=None, call_limit_s=1.0)
+    async with Pool(backend, 1, lambda event: None) as pool:
+        lease = await pool.lease()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        lease.release()
+    assert not backend.live
 
 
 async def test_a_worn_one_that_was_empty_for_a_while_is_kept_from_whoever_leases_it() -> None:
@@ -174,6 +267,22 @@ async def test_an_agent_that_kills_is_found_out_and_the_rest_completes(limits: S
         for key, trajectory in played.items():
             assert trajectory.outcome is (Outcome.TRUNCATED if key.task in killers else Outcome.COMPLETED)
             assert (trajectory.stop_reason is StopReason.AGENT_KILLED_ENV) == (key.task in killers)
+
+
+@pytest.mark.parametrize("room", [1, 2])
+async def test_suspects_do_not_wait_for_the_episodes_of_those_that_were_acquitted(room: int) -> None:
+    """Sixteen episodes of five minutes on one sandbox when one of them kills it: all are suspects."""
+
+    def script(call: MemoryCall) -> Fault | None:
+        if call.op != "step" or call.task != "memory_0":
+            return Slow(2.0) if (call.op, call.turn, call.sandbox) == ("step", 1, 1) else None
+        return Die() if call.turn == 1 else Slow(1.0)
+
+    policy = Says(*["on"] * 60, "stop", think_s=5.0)
+    async with stage(policy, script, room=room, time_budget_s=600.0) as on:
+        played = await on.play_all([EpisodeKey(f"memory_{n}", 0, 0) for n in range(16)])
+        assert now() < 330.0
+        assert [one.outcome for one in played.values()].count(Outcome.COMPLETED) == 15
 
 
 @pytest.mark.parametrize("limits", [SandboxLimits(), ALONE, SandboxLimits(sessions=2, episodes=5)])
