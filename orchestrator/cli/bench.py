@@ -14,7 +14,10 @@ from orchestrator.cli import options
 
 def bench(
     scenario: Annotated[
-        str, typer.Argument(help="overhead, density, recovery, docker, docker-faults, webshop, appworld, agentscope or ray.")
+        str,
+        typer.Argument(
+            help="overhead, density, recovery, docker, docker-faults, webshop, appworld, agentscope or ray."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The JSON file (default bench-results/SCENARIO.json).")
