@@ -171,7 +171,7 @@ class Pool:
             await self._suspects.acquire()
             place = self._vacancy()
             try:
-                return place, await self._alone(place)
+                return await self._alone(place)
             except BaseException:
                 self._vacate(place)
                 raise
@@ -179,8 +179,8 @@ class Pool:
             self._queue -= 1
             self._settle_loans()
 
-    async def _alone(self, place: _Place) -> Tenancy:
-        """The sandbox of this suspect's place, or a lent one that is empty."""
+    async def _alone(self, place: _Place) -> tuple[_Place, Tenancy]:
+        """An empty sandbox: of this place, of another suspects' place that is exchanged for it, or a lent one."""
         loop = asyncio.get_running_loop()
         patient_until = loop.time() + PATIENCE_S
         place.wanted = True
@@ -189,18 +189,27 @@ class Pool:
         try:
             while True:
                 self._refuse_if_fatal()
-                if (own := place.tenancy) is not None and own.has_room:
-                    return own
+                if (found := self._vacated(place)) is not None:
+                    return found
                 place.impatient = place.impatient or loop.time() >= patient_until
                 self._lend()
                 for tenancy in self._lent:
                     if tenancy.empty:
                         self._lent.remove(tenancy)
-                        return tenancy
+                        return place, tenancy
                 await self._change()  # the sweep has it look again, for its patience and for calls that end
         finally:
             place.wanted = False
             self._seeking.discard(place)
+
+    def _vacated(self, place: _Place) -> tuple[_Place, Tenancy] | None:
+        for one in (place, *self._vacant):
+            if (tenancy := one.tenancy) is not None and tenancy.has_room and tenancy.empty:
+                if one is not place:
+                    self._vacant.remove(one)
+                    self._vacant.append(place)
+                return one, tenancy
+        return None
 
     def _lend(self) -> None:
         """Have a regular sandbox emptied for each suspect that is out of patience."""
@@ -213,18 +222,17 @@ class Pool:
             self._lent.append(tenancy)
 
     def _settle_loans(self) -> None:
-        """Give back what no suspect waits for, the busiest first."""
+        """Give back what no suspect can use, the busiest first."""
         self._lent.sort(key=_leases)
-        while len(self._lent) > self._queue:
+        needed = min(self._queue, len(self._places) - sum(map(_filled, self._quarantines)))
+        while len(self._lent) > needed:
             self._lent.pop().lent = False
             self._changed.set()
 
     def _vacancy(self) -> _Place:
-        """A suspect's place: one with a sandbox, if there is one."""
+        """A suspect's place."""
         if self._vacant:
-            place = max(self._vacant, key=_filled)
-            self._vacant.remove(place)
-            return place
+            return self._vacant.pop()
         place = _Place(wanted=False)
         self._quarantines.append(place)
         name = f"quarantine-{len(self._quarantines)}"
@@ -234,6 +242,7 @@ class Pool:
     def _vacate(self, place: _Place) -> None:
         place.since = asyncio.get_running_loop().time()
         self._vacant.append(place)
+        self._changed.set()  # those who wait already come before the next one
         self._suspects.release()
 
     def _refuse_if_fatal(self) -> None:

@@ -164,8 +164,8 @@ class LinkedSandbox:
 
     def statistics(self) -> SandboxStatistics:
         """See `Sandbox.statistics`."""
-        queued, pending, calls, batches = self._batcher.statistics()
-        return SandboxStatistics(self._sessions, queued + pending, calls, batches, self.pid)
+        _, pending, calls, batches = self._batcher.statistics()
+        return SandboxStatistics(self._sessions, pending, calls, batches, self.pid)
 
     async def run(self, socket: web.WebSocketResponse) -> Failure:
         """Carry calls and replies until the connection ends or the sandbox is condemned; returns why."""

@@ -15,7 +15,7 @@ from played import Says, stage
 
 from orchestrator.errors import RunFailed
 from orchestrator.pool import PATIENCE_S, UNUSED_S, Pool
-from orchestrator.protocols import SandboxLimits
+from orchestrator.protocols import SandboxLimits, SandboxStatistics
 from orchestrator.testing import Die, MemoryBackend, MemoryCall, Slow
 from orchestrator.types import EpisodeKey, Failure, FailureKind, Outcome, RunId, StopReason
 
@@ -145,6 +145,54 @@ class TestBorrowed:
             assert now() == began + 19.0
             await asyncio.wait(others)
             assert now() == began + 19.0
+
+    @pytest.mark.parametrize("room", [2, 3])
+    async def test_a_suspects_own_that_is_still_at_work_is_not_the_next_one_s(
+        self, room: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with stage(NOBODY, room=room) as on:
+            await asyncio.sleep(1)
+            async with on.pool.quarantine() as first:
+                monkeypatch.setattr(first, "statistics", lambda: SandboxStatistics(1, 1, 1, 1, 0))
+            next_one = asyncio.create_task(hold(on.pool, 0.0))
+            await asyncio.sleep(PATIENCE_S - 1)
+            assert not next_one.done()
+            assert await next_one != first.id
+
+    async def test_a_lent_one_waits_for_nobody_who_cannot_use_it(self) -> None:
+        """Two suspects' sandboxes are under way, slowly; the pool has two places, so nobody else's turn comes."""
+
+        def script(call: MemoryCall) -> Fault | None:
+            return Slow(PATIENCE_S + 3) if call.op == "create" and call.sandbox > 2 else None
+
+        async with stage(NOBODY, script, sandboxes=2) as on:
+            await asyncio.sleep(1)
+            suspects = [asyncio.create_task(hold(on.pool, 4.0)) for _ in range(40)]
+            waited = 0.0
+            while not all(suspect.done() for suspect in suspects):
+                began = now()
+                (await on.pool.lease()).release()
+                waited = max(waited, now() - began)
+                await asyncio.sleep(0.5)
+            assert waited < PATIENCE_S + 4
+
+    async def test_the_first_to_wait_is_the_first_to_have_one(self) -> None:
+        """The second suspect's own sandbox has no room: it has the first one's, before those that came later."""
+        backend = MemoryBackend(room=3)
+        backend.configure(run=RunId("r"), with_solutions=False, logs=None, call_limit_s=1.0)
+        ended: list[int] = []
+
+        async def suspect(number: int) -> None:
+            await hold(pool, 3.0)
+            ended.append(number)
+
+        async with backend, Pool(backend, 2, lambda event: None, lends=False) as pool:
+            await asyncio.sleep(1)
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(10):
+                    tasks.create_task(suspect(number))
+                    await asyncio.sleep(0.01)
+        assert ended == list(range(10))
 
     async def test_nothing_is_lent_where_leases_may_have_no_end(self) -> None:
         backend = MemoryBackend(room=1)
